@@ -1,0 +1,3 @@
+//! Containers: configuration, state machine, launch plan and child, streams, logs, exec.
+
+pub mod config;

@@ -1,0 +1,1 @@
+//! The daemon: all state, owned by one thread.

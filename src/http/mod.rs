@@ -1,0 +1,1 @@
+//! HTTP/1: bytes in, bytes out; knows nothing of containers.

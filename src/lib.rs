@@ -1,0 +1,19 @@
+//! Coracle: the Docker Engine as one small binary, one thread, one poll loop.
+//!
+//! Data flows one way: socket → `http` → `api` → the resource → `sys`, and back.
+
+pub mod api;
+pub mod build;
+pub mod cli;
+pub mod container;
+pub mod daemon;
+pub mod error;
+pub mod http;
+pub mod image;
+pub mod json;
+pub mod network;
+pub mod poll;
+pub mod registry;
+pub mod sys;
+pub mod volume;
+pub mod worker;

@@ -1,0 +1,1 @@
+//! Networks: netlink, bridges, addresses, ports, firewall, DNS.

@@ -1,0 +1,1 @@
+//! The loop: descriptors, timers, signals, children.

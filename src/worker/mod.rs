@@ -1,0 +1,1 @@
+//! Forked workers: fork, hand-off, the message set; one file per job.
