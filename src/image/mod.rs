@@ -1,1 +1,7 @@
 //! Images: store, layers, recipes, references, archives.
+
+pub mod digest;
+pub mod reference;
+#[cfg(test)]
+pub(crate) mod scratch;
+pub mod state_file;
