@@ -15,5 +15,6 @@ pub mod network;
 pub mod poll;
 pub mod registry;
 pub mod sys;
+pub mod timestamp;
 pub mod volume;
 pub mod worker;
