@@ -1,1 +1,3 @@
 //! Networks: netlink, bridges, addresses, ports, firewall, DNS.
+
+pub mod netlink;
