@@ -1,0 +1,9 @@
+//! The black-box tests: a real daemon per test, spoken to over its socket and by the stock docker CLI.
+
+#[allow(dead_code)] // until every helper has its test
+mod common;
+
+mod engine {
+    mod http;
+    mod system;
+}
