@@ -1,3 +1,7 @@
 //! Networks: netlink, bridges, addresses, ports, firewall, DNS.
 
+pub mod hosts;
+pub mod ipam;
 pub mod netlink;
+pub mod prefix;
+pub mod resolv_conf;

@@ -3,6 +3,7 @@
 use super::link::{self, Change, Mac};
 use super::message::{attributes, flag, u32_at};
 use super::{Failure, Message, Reply, Socket};
+use crate::network::prefix::Prefix;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 const IFA_ADDRESS: u16 = 1;
@@ -19,13 +20,6 @@ const NDA_LLADDR: u16 = 2;
 /// Lengths of struct ifaddrmsg, rtmsg, ndmsg.
 const IFADDR: usize = 8;
 const RTMSG: usize = 12;
-
-/// An address with its prefix length in bits.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Prefixed {
-    pub address: IpAddr,
-    pub length: u8,
-}
 
 fn family(address: IpAddr) -> u8 {
     u8::try_from(if address.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 }).unwrap_or(0)
@@ -45,7 +39,7 @@ fn put(message: Message, kind: u16, address: IpAddr) -> Message {
     message.attr(kind, &bytes[..length])
 }
 
-fn address_header(address: Prefixed, index: u32) -> [u8; IFADDR] {
+fn address_header(address: Prefix, index: u32) -> [u8; IFADDR] {
     let scope = match address.address {
         IpAddr::V6(v6) if v6.is_unicast_link_local() => libc::RT_SCOPE_LINK,
         IpAddr::V4(v4) if v4.is_link_local() => libc::RT_SCOPE_LINK,
@@ -58,7 +52,7 @@ fn address_header(address: Prefixed, index: u32) -> [u8; IFADDR] {
 }
 
 /// Adds an address. IPv4 gets its broadcast address; IPv6 is usable at once (NODAD): our own allocation is what makes it unique.
-pub fn add_address(index: u32, address: Prefixed) -> Vec<u8> {
+pub fn add_address(index: u32, address: Prefix) -> Vec<u8> {
     let create = flag(libc::NLM_F_CREATE | libc::NLM_F_REPLACE);
     let message = Message::new(libc::RTM_NEWADDR, create).fixed(&address_header(address, index));
     let message = put(put(message, IFA_LOCAL, address.address), IFA_ADDRESS, address.address);
@@ -69,7 +63,7 @@ pub fn add_address(index: u32, address: Prefixed) -> Vec<u8> {
 }
 
 /// Removes an address.
-pub fn delete_address(index: u32, address: Prefixed) -> Vec<u8> {
+pub fn delete_address(index: u32, address: Prefix) -> Vec<u8> {
     let message = Message::new(libc::RTM_DELADDR, 0).fixed(&address_header(address, index));
     put(put(message, IFA_LOCAL, address.address), IFA_ADDRESS, address.address).finish()
 }
@@ -83,7 +77,7 @@ fn broadcast(address: Ipv4Addr, length: u8) -> Option<Ipv4Addr> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Route {
     /// The unspecified address with length 0 is the default route.
-    pub to: Prefixed,
+    pub to: Prefix,
     pub gateway: Option<IpAddr>,
     /// 0 = whichever interface reaches the gateway.
     pub interface: u32,
@@ -101,9 +95,9 @@ impl Route {
     }
 }
 
-fn everything(v4: bool) -> Prefixed {
+fn everything(v4: bool) -> Prefix {
     let address = if v4 { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
-    Prefixed { address, length: 0 }
+    Prefix { address, length: 0 }
 }
 
 pub fn add_route(route: &Route) -> Vec<u8> {
@@ -151,7 +145,7 @@ pub fn add_neighbour(index: u32, address: IpAddr, mac: Mac) -> Vec<u8> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Assigned {
     pub interface: u32,
-    pub address: Prefixed,
+    pub address: Prefix,
 }
 
 /// All addresses of the socket's namespace.
@@ -170,7 +164,7 @@ fn parse_address(reply: &Reply) -> Option<Assigned> {
             found = address_of(v4, value);
         }
     }
-    Some(Assigned { interface, address: Prefixed { address: found?, length } })
+    Some(Assigned { interface, address: Prefix { address: found?, length } })
 }
 
 fn address_of(v4: bool, value: &[u8]) -> Option<IpAddr> {
@@ -224,7 +218,7 @@ pub struct InterfaceSetup {
     pub index: u32,
     /// The name it gets; `None` = it was born with the right one.
     pub rename: Option<String>,
-    pub addresses: Vec<Prefixed>,
+    pub addresses: Vec<Prefix>,
     /// Default gateways and others, IPv4 and IPv6.
     pub routes: Vec<Route>,
 }
@@ -252,9 +246,8 @@ mod tests {
     use super::super::tests::in_new_netns;
     use super::*;
 
-    fn prefixed(text: &str) -> Prefixed {
-        let (address, length) = text.split_once('/').unwrap();
-        Prefixed { address: address.parse().unwrap(), length: length.parse().unwrap() }
+    fn prefixed(text: &str) -> Prefix {
+        text.parse().unwrap()
     }
 
     #[test]
