@@ -1,5 +1,6 @@
 //! Images: store, layers, recipes, references, archives.
 
+pub mod archive;
 pub mod digest;
 pub mod reference;
 #[cfg(test)]
