@@ -18,3 +18,6 @@ pub mod sys;
 pub mod timestamp;
 pub mod volume;
 pub mod worker;
+
+/// The Docker Engine whose behaviour and wording this one has; clients parse it.
+pub const DOCKER_VERSION: &str = "28.5.2";

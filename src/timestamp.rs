@@ -34,6 +34,12 @@ fn date_time(ns: i64) -> String {
 
 /// Parses RFC 3339 with any fraction and offset; `None` for anything else, and beyond the range of an `i64`.
 pub fn parse_rfc3339(text: &str) -> Option<i64> {
+    let (seconds, fraction) = parse_parts(text)?;
+    seconds.checked_mul(SECOND)?.checked_add(fraction)
+}
+
+/// As [`parse_rfc3339`], for every year: seconds since 1970 and the nanoseconds beyond them.
+pub fn parse_parts(text: &str) -> Option<(i64, i64)> {
     let date = text.get(..19)?;
     let bytes = date.as_bytes();
     if bytes[4] != b'-' || bytes[7] != b'-' || !matches!(bytes[10], b'T' | b't') || bytes[13] != b':' || bytes[16] != b':' {
@@ -54,7 +60,7 @@ pub fn parse_rfc3339(text: &str) -> Option<i64> {
         None => (0, rest),
     };
     let seconds = days_from_civil(year, month, day) * DAY + hour * 3600 + minute * 60 + second - offset(zone)?;
-    seconds.checked_mul(SECOND)?.checked_add(fraction)
+    Some((seconds, fraction))
 }
 
 /// Seconds east of UTC: `Z` or `±hh:mm`.
@@ -218,6 +224,7 @@ mod tests {
             assert_eq!(rfc3339(ns), text);
             assert_eq!(parse_rfc3339(text), Some(ns));
         }
+        assert_eq!(parse_parts(ZERO), Some((-62_135_596_800, 0)));
         assert_eq!(rfc3339_fixed(0), "1970-01-01T00:00:00.000000000Z");
         assert_eq!(parse_rfc3339("2024-05-01T14:00:00+02:00"), parse_rfc3339("2024-05-01T12:00:00Z"));
     }
