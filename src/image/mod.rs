@@ -5,7 +5,12 @@ pub mod config;
 pub mod digest;
 pub mod layer;
 pub mod names;
+mod open;
 pub mod reference;
 #[cfg(test)]
 pub(crate) mod scratch;
 pub mod state_file;
+pub mod store;
+
+pub use open::keep_refs;
+pub use store::Store;
