@@ -4,5 +4,7 @@ pub mod firewall;
 pub mod hosts;
 pub mod ipam;
 pub mod netlink;
+pub mod nftables;
+pub mod ports;
 pub mod prefix;
 pub mod resolv_conf;
