@@ -7,7 +7,7 @@ use std::fmt;
 use std::io;
 
 /// Why a request could not be served.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub enum Kind {
     /// The client's input is malformed or out of range (400).
     InvalidParameter,

@@ -8,6 +8,7 @@ pub mod cli;
 pub mod container;
 pub mod daemon;
 pub mod error;
+pub mod hex;
 pub mod http;
 pub mod image;
 pub mod json;

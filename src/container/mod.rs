@@ -1,3 +1,4 @@
 //! Containers: configuration, state machine, launch plan and child, streams, logs, exec.
 
+pub mod age;
 pub mod config;

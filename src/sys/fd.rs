@@ -27,6 +27,13 @@ pub fn open(path: &CStr, flags: c_int, mode: libc::mode_t) -> io::Result<OwnedFd
 // SAFETY: AT_FDCWD is a constant that the kernel knows; it is never closed through a BorrowedFd.
 pub const AT_FDCWD: BorrowedFd<'static> = unsafe { BorrowedFd::borrow_raw(libc::AT_FDCWD) };
 
+/// Borrows a descriptor by number, for the few places that keep one beside its owner (a forked worker's client).
+pub fn borrow<'a>(fd: RawFd) -> BorrowedFd<'a> {
+    // SAFETY: callers pass a descriptor that stays open for as long as the result is used; a closed one gives EBADF, not
+    // memory errors.
+    unsafe { BorrowedFd::borrow_raw(fd) }
+}
+
 /// Resolve flags of `openat2(2)`.
 pub const RESOLVE_NO_XDEV: u64 = 0x01;
 pub const RESOLVE_NO_MAGICLINKS: u64 = 0x02;

@@ -4,7 +4,7 @@ use super::{check, owned, retry};
 use std::ffi::c_int;
 use std::io;
 use std::mem::MaybeUninit;
-use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
 /// `poll(2)`: the number of ready entries; EINTR is reported as 0.
 pub fn poll(fds: &mut [libc::pollfd], timeout_ms: c_int) -> io::Result<usize> {
@@ -23,11 +23,12 @@ pub fn epoll_create1() -> io::Result<OwnedFd> {
     check(unsafe { libc::epoll_create1(libc::EPOLL_CLOEXEC) }).map(owned)
 }
 
-/// `epoll_ctl(2)`: EPOLL_CTL_ADD, _MOD or _DEL with the caller's `data`.
-pub fn epoll_ctl(epoll: BorrowedFd, operation: c_int, fd: BorrowedFd, events: u32, data: u64) -> io::Result<()> {
+/// `epoll_ctl(2)`: EPOLL_CTL_ADD, _MOD or _DEL with the caller's `data`. The number is the kernel's key, so it comes raw;
+/// one that is not open is EBADF.
+pub fn epoll_ctl(epoll: BorrowedFd, operation: c_int, fd: RawFd, events: u32, data: u64) -> io::Result<()> {
     let mut event = libc::epoll_event { events, u64: data };
     // SAFETY: `event` is live and only read.
-    check(unsafe { libc::epoll_ctl(epoll.as_raw_fd(), operation, fd.as_raw_fd(), &raw mut event) }).map(drop)
+    check(unsafe { libc::epoll_ctl(epoll.as_raw_fd(), operation, fd, &raw mut event) }).map(drop)
 }
 
 /// `epoll_wait(2)` without waiting: appends (data, events), at most 256.

@@ -1,0 +1,178 @@
+//! The map of the API: method, pattern, versions, handler. `{id}` is one segment, `{name...}` one or more.
+
+use super::{Reply, Request, swarm, system};
+use crate::daemon::Daemon;
+use crate::error::{Error, Result};
+use crate::http::{Method, query};
+use crate::worker::Job;
+
+/// Runs in the loop, body read.
+pub type Now = fn(&mut Daemon, &Request) -> Result<Reply>;
+/// Makes the job of a worker, which reads the body itself.
+pub type Worker = fn(&mut Daemon, &Request) -> Result<Job>;
+
+#[derive(Clone, Copy)]
+pub enum Handler {
+    Now(Now),
+    Worker(Worker),
+}
+
+/// One line of the map.
+pub struct Route {
+    pub method: &'static str,
+    pub pattern: &'static str,
+    /// First and last minor version that have it.
+    pub since: u16,
+    pub until: u16,
+    pub kind: Handler,
+}
+
+const fn now(method: &'static str, pattern: &'static str, handler: Now) -> Route {
+    Route { method, pattern, since: 0, until: u16::MAX, kind: Handler::Now(handler) }
+}
+
+/// Every route, by resource.
+pub const ROUTES: &[&[Route]] = &[SYSTEM, SWARM];
+
+const SYSTEM: &[Route] = &[
+    now("GET", "/_ping", system::ping),
+    now("HEAD", "/_ping", system::ping),
+    now("GET", "/version", system::version),
+    now("GET", "/info", system::info),
+    now("GET", "/events", system::events),
+    now("GET", "/plugins", system::plugins),
+];
+
+const SWARM: &[Route] = &[
+    now("POST", "/swarm/init", swarm::unsupported),
+    now("POST", "/swarm/join", swarm::unsupported),
+    now("GET", "/swarm", swarm::not_a_manager),
+    now("GET", "/swarm/unlockkey", swarm::not_a_manager),
+    now("POST", "/swarm/leave", swarm::not_part),
+    now("POST", "/swarm/update", swarm::not_a_manager),
+    now("POST", "/swarm/unlock", swarm::not_part),
+    now("GET", "/services", swarm::not_a_manager),
+    now("POST", "/services/create", swarm::not_a_manager),
+    now("GET", "/services/{id}", swarm::not_a_manager),
+    now("DELETE", "/services/{id}", swarm::not_a_manager),
+    now("POST", "/services/{id}/update", swarm::not_a_manager),
+    now("GET", "/services/{id}/logs", swarm::not_a_manager),
+    now("GET", "/nodes", swarm::not_a_manager),
+    now("GET", "/nodes/{id}", swarm::not_a_manager),
+    now("DELETE", "/nodes/{id}", swarm::not_a_manager),
+    now("POST", "/nodes/{id}/update", swarm::not_a_manager),
+    now("GET", "/tasks", swarm::not_a_manager),
+    now("GET", "/tasks/{id}", swarm::not_a_manager),
+    now("GET", "/tasks/{id}/logs", swarm::not_a_manager),
+    now("GET", "/secrets", swarm::not_a_manager),
+    now("POST", "/secrets/create", swarm::not_a_manager),
+    now("GET", "/secrets/{id}", swarm::not_a_manager),
+    now("DELETE", "/secrets/{id}", swarm::not_a_manager),
+    now("POST", "/secrets/{id}/update", swarm::not_a_manager),
+    now("GET", "/configs", swarm::not_a_manager),
+    now("POST", "/configs/create", swarm::not_a_manager),
+    now("GET", "/configs/{id}", swarm::not_a_manager),
+    now("DELETE", "/configs/{id}", swarm::not_a_manager),
+    now("POST", "/configs/{id}/update", swarm::not_a_manager),
+    now("GET", "/plugins/privileges", swarm::no_plugins),
+    now("POST", "/plugins/pull", swarm::no_plugins),
+    now("POST", "/plugins/create", swarm::no_plugins),
+    now("GET", "/plugins/{name...}/json", swarm::no_such_plugin),
+    now("DELETE", "/plugins/{name...}", swarm::no_such_plugin),
+    now("POST", "/plugins/{name...}/enable", swarm::no_such_plugin),
+    now("POST", "/plugins/{name...}/disable", swarm::no_such_plugin),
+    now("POST", "/plugins/{name...}/upgrade", swarm::no_such_plugin),
+    now("POST", "/plugins/{name...}/push", swarm::no_such_plugin),
+    now("POST", "/plugins/{name...}/set", swarm::no_such_plugin),
+];
+
+/// A route and the values of its parameters.
+pub struct Found {
+    pub route: &'static Route,
+    pub params: Vec<String>,
+}
+
+/// Finds the route of a path (version prefix taken off). OPTIONS is answered for every path.
+pub fn find(method: &Method, path: &str, minor: u16) -> Result<Found> {
+    if *method == Method::Options {
+        return Ok(Found { route: &OPTIONS, params: Vec::new() });
+    }
+    let segments: Vec<&str> = path.trim_start_matches('/').split('/').collect();
+    for route in ROUTES.iter().flat_map(|table| table.iter()) {
+        if route.method == method.as_str()
+            && (route.since..=route.until).contains(&minor)
+            && let Some(raw) = matches(route.pattern, &segments)
+        {
+            let params = raw.iter().map(|text| decode(text)).collect::<Result<Vec<_>>>()?;
+            return Ok(Found { route, params });
+        }
+    }
+    Err(Error::not_found("page not found"))
+}
+
+const OPTIONS: Route = now("OPTIONS", "", system::options);
+
+/// Decoded once; what could not stand in a name is refused here for all of them.
+fn decode(raw: &str) -> Result<String> {
+    let text = query::decode(raw, false).map_err(|refusal| Error::invalid(refusal.message))?;
+    if text.bytes().any(|b| b < 0x20 || b == 0x7f) {
+        return Err(Error::invalid("control byte in the path"));
+    }
+    Ok(text)
+}
+
+/// The raw parameters when the segments fit the pattern.
+fn matches(pattern: &str, segments: &[&str]) -> Option<Vec<String>> {
+    let wanted: Vec<&str> = pattern.trim_start_matches('/').split('/').collect();
+    let mut params = Vec::new();
+    let spare = match wanted.iter().any(|w| w.ends_with("...}")) {
+        true => segments.len().checked_sub(wanted.len())?,
+        false if segments.len() == wanted.len() => 0,
+        false => return None,
+    };
+    let mut rest = segments;
+    for want in wanted {
+        let take = if want.ends_with("...}") { 1 + spare } else { 1 };
+        let (head, tail) = rest.split_at_checked(take)?;
+        rest = tail;
+        if want.starts_with('{') {
+            if head.iter().any(|s| s.is_empty()) {
+                return None;
+            }
+            params.push(head.join("/"));
+        } else if head != [want] {
+            return None;
+        }
+    }
+    Some(params)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn patterns_match_segments_and_spans() {
+        let split = |path: &'static str| path.split('/').collect::<Vec<_>>();
+        assert_eq!(matches("/containers/{id}/json", &split("containers/abc/json")), Some(vec!["abc".into()]));
+        assert_eq!(matches("/containers/{id}/json", &split("containers/a/b/json")), None);
+        assert_eq!(matches("/images/{name...}/json", &split("images/a/b:c/json")), Some(vec!["a/b:c".into()]));
+        assert_eq!(matches("/images/{name...}/json", &split("images/json")), None);
+        assert_eq!(matches("/images/{name...}/json", &split("images//json")), None);
+    }
+
+    #[test]
+    fn no_line_of_the_map_hides_another() {
+        let all: Vec<&Route> = ROUTES.iter().flat_map(|t| t.iter()).collect();
+        for (i, a) in all.iter().enumerate() {
+            for b in &all[i + 1..] {
+                assert!(
+                    a.method != b.method || a.pattern != b.pattern || a.until < b.since || b.until < a.since,
+                    "{} {}",
+                    a.method,
+                    a.pattern
+                );
+            }
+        }
+    }
+}

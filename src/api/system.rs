@@ -1,0 +1,142 @@
+//! What the engine says of itself: ping, version, info, events.
+
+use super::{MAX_MINOR, Reply, Request};
+use crate::daemon::Daemon;
+use crate::error::{Error, Result};
+use crate::http::Response;
+use serde_json::{Value, json};
+
+/// GET and HEAD /_ping.
+pub fn ping(_: &mut Daemon, _: &Request) -> Result<Reply> {
+    let response = Response::text(200, "OK")
+        .with_header("Builder-Version", "1")
+        .with_header("Cache-Control", "no-cache, no-store, must-revalidate")
+        .with_header("Pragma", "no-cache")
+        .with_header("Swarm", "inactive");
+    Ok(response.into())
+}
+
+/// OPTIONS on any path.
+pub fn options(_: &mut Daemon, _: &Request) -> Result<Reply> {
+    Ok(Response::empty(200).into())
+}
+
+/// uname(2)'s fields, read where they need no call of our own.
+fn kernel(what: &str) -> String {
+    std::fs::read_to_string(format!("/proc/sys/kernel/{what}")).map(|text| text.trim().to_string()).unwrap_or_default()
+}
+
+/// The architecture in Go's words.
+pub fn go_arch() -> &'static str {
+    match std::env::consts::ARCH {
+        "x86_64" => "amd64",
+        "aarch64" => "arm64",
+        "x86" => "386",
+        "powerpc64" => "ppc64le",
+        other => other,
+    }
+}
+
+/// GET /version.
+pub fn version(daemon: &mut Daemon, _: &Request) -> Result<Reply> {
+    let built = "2025-07-25T11:32:32.000000000+00:00";
+    let (commit, go, api, min) = ("bea959c", "go1.24.5", format!("1.{MAX_MINOR}"), "1.24");
+    let kernel = kernel("osrelease");
+    let details = json!({
+        "ApiVersion": api, "Arch": go_arch(), "BuildTime": built, "Experimental": "false", "GitCommit": commit,
+        "GoVersion": go, "KernelVersion": kernel, "MinAPIVersion": min, "Os": "linux",
+    });
+    let _ = daemon;
+    Ok(Response::json(
+        200,
+        &json!({
+            "Platform": {"Name": "Coracle"},
+            "Components": [
+                {"Name": "Engine", "Version": crate::DOCKER_VERSION, "Details": details},
+                {"Name": "coracle", "Version": env!("CARGO_PKG_VERSION"), "Details": {"GitCommit": ""}},
+            ],
+            "Version": crate::DOCKER_VERSION, "ApiVersion": api, "MinAPIVersion": min, "GitCommit": commit, "GoVersion": go,
+            "Os": "linux", "Arch": go_arch(), "KernelVersion": kernel, "BuildTime": built,
+        }),
+    )
+    .into())
+}
+
+/// GET /plugins.
+pub fn plugins(_: &mut Daemon, _: &Request) -> Result<Reply> {
+    Ok(Response::json(200, &json!([])).into())
+}
+
+fn memory_total() -> i64 {
+    let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let line = text.lines().find_map(|line| line.strip_prefix("MemTotal:"));
+    line.and_then(|rest| rest.trim().trim_end_matches(" kB").parse::<i64>().ok()).unwrap_or(0) * 1024
+}
+
+/// PRETTY_NAME of /etc/os-release, as the reference shows it.
+fn operating_system() -> String {
+    let text = std::fs::read_to_string("/etc/os-release").or_else(|_| std::fs::read_to_string("/usr/lib/os-release")).unwrap_or_default();
+    let field = |name: &str| {
+        text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix('=')).map(|v| v.trim_matches(['"', '\'']).to_string())
+    };
+    field("PRETTY_NAME").unwrap_or_else(|| "Linux".into())
+}
+
+/// GET /info.
+pub fn info(daemon: &mut Daemon, _: &Request) -> Result<Reply> {
+    let options = &daemon.options;
+    let cpus = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    let labels: Vec<&String> = options.list("label").iter().collect();
+    let value: Value = json!({
+        "ID": daemon.id,
+        "Containers": 0, "ContainersRunning": 0, "ContainersPaused": 0, "ContainersStopped": 0, "Images": 0,
+        "Driver": options.text("storage-driver"),
+        "DockerRootDir": daemon.data_root,
+        "Debug": options.flag("debug"),
+        "NEventsListener": daemon.events.subscriber_count(),
+        "KernelVersion": kernel("osrelease"), "OperatingSystem": operating_system(), "OSType": "linux",
+        "Architecture": std::env::consts::ARCH, "NCPU": cpus, "MemTotal": memory_total(),
+        "Labels": labels,
+        "ServerVersion": crate::DOCKER_VERSION,
+        "Name": kernel("hostname"),
+    });
+    Ok(Response::json(200, &value).into())
+}
+
+/// GET /events.
+pub fn events(daemon: &mut Daemon, request: &Request) -> Result<Reply> {
+    let filters = request.filters()?;
+    filters.validate(&[
+        "config",
+        "container",
+        "daemon",
+        "event",
+        "image",
+        "label",
+        "network",
+        "node",
+        "plugin",
+        "scope",
+        "secret",
+        "service",
+        "type",
+        "volume",
+    ])?;
+    let now = crate::sys::time::realtime_ns();
+    let time = |name: &str| match request.query.get(name) {
+        "" | "0" => Ok(None),
+        text => crate::timestamp::parse_query(text, now).map(Some),
+    };
+    let (since, until) = (time("since")?, time("until")?);
+    if let (Some(since), Some(until)) = (since, until)
+        && until < since
+    {
+        return Err(Error::invalid(format!(
+            "`since` time ({}) cannot be after `until` time ({})",
+            request.query.get("since"),
+            request.query.get("until")
+        )));
+    }
+    daemon.follow_events(request.conn, filters, since, until);
+    Ok(Reply::Parked)
+}

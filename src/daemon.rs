@@ -1,1 +1,0 @@
-//! The daemon: all state, owned by one thread.
