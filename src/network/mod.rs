@@ -1,5 +1,6 @@
 //! Networks: netlink, bridges, addresses, ports, firewall, DNS.
 
+pub mod dns;
 pub mod firewall;
 pub mod hosts;
 pub mod ipam;
