@@ -116,6 +116,17 @@ pub enum Client {
     Tcp(u64),
 }
 
+/// A question to be sent upstream.
+#[derive(Clone, Debug)]
+pub struct Question {
+    pub query: Query,
+    /// The client's bytes.
+    pub request: Vec<u8>,
+    pub client: Client,
+    /// The id it goes up with: unpredictable, as is the source port.
+    pub id: u16,
+}
+
 /// A question that was sent upstream.
 #[derive(Clone, Debug)]
 pub struct Pending {
@@ -123,7 +134,7 @@ pub struct Pending {
     /// The client's bytes, sent on with another id.
     request: Vec<u8>,
     pub client: Client,
-    /// The id it went up with: unpredictable, as is the source port.
+    /// The id it went up with.
     pub id: u16,
     /// Which upstream has it now.
     pub upstream: usize,
@@ -149,24 +160,16 @@ pub struct Forwards {
 }
 
 impl Forwards {
-    /// Takes a question on; `random` makes its id. Without an upstream, or with too many on their way, it fails at once.
-    pub fn begin(
-        &mut self,
-        key: u64,
-        query: Query,
-        request: &[u8],
-        client: Client,
-        upstreams: &[Upstream],
-        random: u16,
-        now_ms: u64,
-    ) -> Step {
+    /// Takes a question on. Without an upstream, or with too many on their way, it fails at once.
+    pub fn begin(&mut self, key: u64, question: Question, upstreams: &[Upstream], now_ms: u64) -> Step {
+        let Question { query, mut request, client, id } = question;
         if upstreams.is_empty() || self.pending.len() >= MAX_PENDING {
             let code = if upstreams.is_empty() { Code::ServerFailure } else { Code::Refused };
             return Step::Finish { client, bytes: query.empty(code) };
         }
-        let mut pending = Pending { query, request: request.to_vec(), client, id: random, upstream: 0, deadline_ms: now_ms + TIMEOUT_MS };
-        message::set_id(&mut pending.request, random);
-        let bytes = pending.request.clone();
+        message::set_id(&mut request, id);
+        let bytes = request.clone();
+        let pending = Pending { query, request, client, id, upstream: 0, deadline_ms: now_ms + TIMEOUT_MS };
         self.pending.insert(key, pending);
         Step::Send { upstream: 0, bytes }
     }
@@ -305,9 +308,8 @@ mod tests {
         let query = parse_query(&bytes).unwrap();
         let mut forwards = Forwards::default();
         let client = Client::Udp("127.0.0.1:5000".parse().unwrap());
-        let Step::Send { upstream: 0, bytes: sent } = forwards.begin(7, query.clone(), &bytes, client, &upstreams(2), 0xabcd, 0) else {
-            panic!()
-        };
+        let asked = |id| Question { query: query.clone(), request: bytes.clone(), client, id };
+        let Step::Send { upstream: 0, bytes: sent } = forwards.begin(7, asked(0xabcd), &upstreams(2), 0) else { panic!() };
         assert_eq!((&sent[..2], &sent[2..]), (&[0xab, 0xcd][..], &bytes[2..]));
         assert_eq!(forwards.on_reply(7, &reply(&query, 1, Code::Success), &upstreams(2), 1), Step::Ignore);
         assert_eq!(
@@ -323,13 +325,14 @@ mod tests {
         let query = parse_query(&bytes).unwrap();
         let mut forwards = Forwards::default();
         let (client, ups) = (Client::Tcp(3), upstreams(2));
-        forwards.begin(7, query.clone(), &bytes, client, &ups, 9, 0);
+        let asked = Question { query: query.clone(), request: bytes, client, id: 9 };
+        forwards.begin(7, asked.clone(), &ups, 0);
         assert!(matches!(forwards.on_reply(7, &reply(&query, 9, Code::Refused), &ups, 5), Step::Send { upstream: 1, .. }));
         assert_eq!(forwards.due(TIMEOUT_MS), [0u64; 0]);
         assert_eq!(forwards.due(TIMEOUT_MS + 5), [7]);
         let Step::Finish { bytes, .. } = forwards.on_failure(7, &ups, TIMEOUT_MS + 5) else { panic!() };
         assert_eq!(message::code_of(&bytes), Some(Code::ServerFailure as u16));
-        let Step::Finish { bytes, .. } = forwards.begin(8, query, &bytes, client, &[], 9, 0) else { panic!() };
+        let Step::Finish { bytes, .. } = forwards.begin(8, asked, &[], 0) else { panic!() };
         assert_eq!(message::code_of(&bytes), Some(Code::ServerFailure as u16));
     }
 }
