@@ -1,4 +1,6 @@
 //! Containers: configuration, state machine, launch plan and child, streams, logs, exec.
 
 pub mod age;
+pub mod capabilities;
 pub mod config;
+pub mod seccomp;
