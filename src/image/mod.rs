@@ -7,10 +7,13 @@ pub mod layer;
 pub mod names;
 mod open;
 pub mod reference;
+pub mod remove;
 #[cfg(test)]
 pub(crate) mod scratch;
 pub mod state_file;
 pub mod store;
+#[cfg(test)]
+pub(crate) mod support;
 
 pub use open::keep_refs;
 pub use store::Store;

@@ -1,81 +1,17 @@
 //! The store survives: torn, missing and foreign files at the next start.
 
 use super::*;
-use crate::container::config::Config;
-use crate::image::config::NewImage;
-use crate::image::config::Platform;
 use crate::image::digest::chain_ids;
-use crate::image::layer::{Claim, Waiter};
 use crate::image::names::Extra;
 use crate::image::scratch::Scratch;
+use crate::image::support::{WORKER, add_image, add_layer, diff, open, save};
 use std::fs;
-
-const WORKER: u64 = 7;
-
-/// Does what a worker does for a layer.
-fn add_layer(store: &mut Store, diffs: &[Digest]) -> Digest {
-    let chains = chain_ids(diffs);
-    let chain = *chains.last().unwrap();
-    let waiter = Waiter { worker: WORKER, message: 1 };
-    if store.claim_layer(chain, waiter) == Claim::Have {
-        return chain;
-    }
-    let parent = chains.len().checked_sub(2).map(|i| chains[i]);
-    let meta = LayerMeta { chain, diff: *diffs.last().unwrap(), parent, size: 10, tar_size: 1024, known: Vec::new() };
-    let dir = store.place().staging(WORKER).join("layer");
-    fs::create_dir_all(dir.join("diff")).unwrap();
-    fs::write(dir.join(META_FILE), state_file::encode(META_VERSION, &meta)).unwrap();
-    store.layer_ready(WORKER, "layer", meta).unwrap();
-    chain
-}
-
-fn add_image(store: &mut Store, name: &str, diffs: &[Digest], extra: Extra) -> Digest {
-    for n in 1..=diffs.len() {
-        add_layer(store, &diffs[..n]);
-    }
-    let config = Config { image: name.into(), ..Config::default() };
-    let created = "2024-05-01T12:00:00Z".into();
-    let image = NewImage {
-        platform: Platform::host(),
-        config: &config,
-        created,
-        author: "",
-        comment: "",
-        diff_ids: diffs.to_vec(),
-        history: Vec::new(),
-        container: None,
-    };
-    let bytes = image.to_bytes();
-    let dir = store.place().staging(WORKER);
-    fs::create_dir_all(&dir).unwrap();
-    fs::write(dir.join("config"), &bytes).unwrap();
-    let id = Digest::of(&bytes);
-    assert!(store.image_ready(WORKER, "config", id, extra).unwrap());
-    store.worker_gone(WORKER);
-    store.tag(&Reference::parse(name).unwrap().or_latest(), id, 5).unwrap();
-    save(store);
-    id
-}
-
-fn save(store: &Store) {
-    keep_refs(store).unwrap();
-    write_durably(store.data_dir(), REFS_FILE, &store.encoded_refs()).unwrap();
-}
-
-fn open(scratch: &Scratch) -> Store {
-    static RUN: std::sync::atomic::AtomicI64 = std::sync::atomic::AtomicI64::new(1);
-    Store::open(scratch.path(), RUN.fetch_add(1, std::sync::atomic::Ordering::Relaxed)).unwrap()
-}
 
 fn entries(scratch: &Scratch, dir: &str) -> Vec<String> {
     let mut names: Vec<String> =
         fs::read_dir(scratch.path().join(dir)).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
     names.sort();
     names
-}
-
-fn diff(name: &str) -> Digest {
-    Digest::of(name.as_bytes())
 }
 
 #[test]
