@@ -5,6 +5,7 @@
 #![allow(unsafe_code)]
 
 pub mod aio;
+pub mod bpf;
 pub mod crash;
 pub mod fd;
 pub mod fs;
