@@ -2,5 +2,6 @@
 
 pub mod age;
 pub mod capabilities;
+pub mod cgroup;
 pub mod config;
 pub mod seccomp;

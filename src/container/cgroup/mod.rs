@@ -1,0 +1,24 @@
+//! Cgroups on v1, hybrid and v2 hosts: what is there, what a container gets, and the life of one container's cgroup.
+//!
+//! Decisions are pure: [`Hierarchy::parse`], [`plan()`], [`limits`], [`devices::Devices::with`], [`program::compile`],
+//! [`validate`]. Deeds are few: [`Cgroups::create`] and the methods of [`Cgroup`]; none of them waits.
+
+pub mod devices;
+mod files;
+mod group;
+mod groups;
+pub mod hierarchy;
+pub mod limits;
+mod oom;
+pub mod plan;
+pub mod program;
+pub mod support;
+pub mod systemd;
+pub mod validate;
+
+pub use group::{Cgroup, Join};
+pub use groups::Cgroups;
+pub use hierarchy::{Hierarchy, Version};
+pub use oom::OomWatch;
+pub use plan::{Driver, Facts, Plan, plan};
+pub use support::Support;
