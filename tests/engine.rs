@@ -4,6 +4,10 @@
 mod common;
 
 mod engine {
+    mod exec;
     mod http;
+    mod lifecycle;
+    mod run;
+    mod streams;
     mod system;
 }

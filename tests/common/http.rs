@@ -59,10 +59,11 @@ impl Answer {
         self
     }
 
-    /// Fails unless status and message are these.
+    /// Fails unless status and message are these; which letters are capital changed between Docker's releases.
     #[track_caller]
     pub fn refuses(&self, status: u16, message: &str) {
-        assert_eq!((self.status, self.message().as_str()), (status, message));
+        let said = self.message();
+        assert!(self.status == status && said.eq_ignore_ascii_case(message), "{} {said:?}, not {status} {message:?}", self.status);
     }
 }
 
@@ -129,7 +130,7 @@ impl Connection {
                 n > 0
             }
             Err(e) if e.kind() == ErrorKind::ConnectionReset => false,
-            Err(e) => panic!("the daemon did not answer: {e}; so far: {:?}", String::from_utf8_lossy(&self.ahead)),
+            Err(e) => panic!("the daemon did not answer: {e}; so far: {:?}", shown(&self.ahead)),
         }
     }
 
@@ -146,7 +147,7 @@ impl Connection {
     #[track_caller]
     pub fn read_exact(&mut self, length: usize) -> Vec<u8> {
         while self.ahead.len() < length {
-            assert!(self.more(), "ended after {} of {length} bytes: {:?}", self.ahead.len(), String::from_utf8_lossy(&self.ahead));
+            assert!(self.more(), "ended after {} of {length} bytes: {:?}", self.ahead.len(), shown(&self.ahead));
         }
         self.ahead.drain(..length).collect()
     }
@@ -165,7 +166,7 @@ impl Connection {
             if let Some(at) = find(&self.ahead, needle) {
                 return self.ahead.drain(..at + needle.len()).collect();
             }
-            assert!(self.more(), "ended without {:?}: {:?}", String::from_utf8_lossy(needle), String::from_utf8_lossy(&self.ahead));
+            assert!(self.more(), "ended without {:?}: {:?}", String::from_utf8_lossy(needle), shown(&self.ahead));
         }
     }
 
@@ -262,6 +263,12 @@ impl Connection {
     }
 }
 
+/// The start of some bytes, for a message.
+fn shown(bytes: &[u8]) -> String {
+    let text = String::from_utf8_lossy(&bytes[..bytes.len().min(1000)]).into_owned();
+    if bytes.len() > 1000 { format!("{text}… ({} bytes)", bytes.len()) } else { text }
+}
+
 /// Where `needle` starts in `hay`.
 pub fn find(hay: &[u8], needle: &[u8]) -> Option<usize> {
     hay.windows(needle.len()).position(|w| w == needle)
@@ -286,7 +293,7 @@ pub fn demultiplex(mut bytes: &[u8]) -> (Vec<u8>, Vec<u8>) {
     (out, err)
 }
 
-/// Percent-encodes everything but unreserved characters.
+/// Percent-encodes everything but letters and digits.
 pub fn encode(text: &str) -> String {
-    percent_encoding::utf8_percent_encode(text, percent_encoding::NON_ALPHANUMERIC).to_string()
+    text.bytes().map(|b| if b.is_ascii_alphanumeric() { char::from(b).to_string() } else { format!("%{b:02X}") }).collect()
 }
