@@ -1,9 +1,11 @@
 //! Networks: netlink, bridges, addresses, ports, firewall, DNS.
 
+pub mod create;
 pub mod dns;
 pub mod firewall;
 pub mod hosts;
 pub mod ipam;
+pub mod model;
 pub mod netlink;
 pub mod nftables;
 pub mod ports;
