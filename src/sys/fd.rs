@@ -82,6 +82,12 @@ pub fn pread(fd: BorrowedFd, buf: &mut [u8], offset: i64) -> io::Result<usize> {
     retry(|| check_size(unsafe { libc::pread64(fd.as_raw_fd(), buf.as_mut_ptr().cast(), buf.len(), offset) }))
 }
 
+/// `pwrite(2)`.
+pub fn pwrite(fd: BorrowedFd, buf: &[u8], offset: i64) -> io::Result<usize> {
+    // SAFETY: the kernel reads at most `buf.len()` bytes from `buf`.
+    retry(|| check_size(unsafe { libc::pwrite64(fd.as_raw_fd(), buf.as_ptr().cast(), buf.len(), offset) }))
+}
+
 /// `preadv2(2)` with one buffer and RWF_NOWAIT: EAGAIN when the bytes are not in the page cache.
 pub fn pread_nowait(fd: BorrowedFd, buf: &mut [u8], offset: i64) -> io::Result<usize> {
     let iov = libc::iovec { iov_base: buf.as_mut_ptr().cast(), iov_len: buf.len() };

@@ -103,6 +103,13 @@ pub fn utimensat(dir: BorrowedFd, path: &CStr, times: &[libc::timespec; 2], flag
     check(unsafe { libc::utimensat(dir.as_raw_fd(), path.as_ptr(), times.as_ptr(), flags) }).map(drop)
 }
 
+/// `futimens(3)`; access then modification time.
+pub fn futimens(fd: BorrowedFd, times: &[libc::timespec; 2]) -> io::Result<()> {
+    crash::point();
+    // SAFETY: `times` is an array of two and only read.
+    check(unsafe { libc::futimens(fd.as_raw_fd(), times.as_ptr()) }).map(drop)
+}
+
 /// `fsetxattr(2)`.
 pub fn fsetxattr(fd: BorrowedFd, name: &CStr, value: &[u8], flags: c_int) -> io::Result<()> {
     crash::point();

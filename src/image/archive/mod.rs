@@ -3,12 +3,20 @@
 //! All of it is blocking code for forked workers. What comes in is hostile: every number is checked, every buffer
 //! bounded, every path walked component by component below a directory descriptor.
 
+pub mod apply;
 mod bzip2;
 pub mod compress;
 pub mod decompress;
 pub mod header;
+pub mod ingest;
+pub mod jail;
+mod place;
 pub mod reader;
+pub mod recipe;
 mod sparse;
+#[cfg(test)]
+mod tests;
+pub mod walk;
 mod xz;
 
 use crate::error::{Error, Kind};
