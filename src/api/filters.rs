@@ -49,6 +49,11 @@ impl Filters {
         }
     }
 
+    /// One more value, from a parameter that is older than filters.
+    pub fn add(&mut self, name: &str, value: &str) {
+        self.0.entry(name.to_owned()).or_default().push(value.to_owned());
+    }
+
     pub fn get(&self, name: &str) -> &[String] {
         self.0.get(name).map_or(&[], Vec::as_slice)
     }

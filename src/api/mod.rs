@@ -1,6 +1,8 @@
 //! The Engine API: requests and answers, versions, kinds of errors to status codes. One file per resource.
 
 pub mod filters;
+pub mod image_views;
+pub mod images;
 pub mod routes;
 pub mod swarm;
 pub mod system;

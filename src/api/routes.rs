@@ -1,6 +1,6 @@
 //! The map of the API: method, pattern, versions, handler. `{id}` is one segment, `{name...}` one or more.
 
-use super::{Reply, Request, swarm, system};
+use super::{Reply, Request, images, swarm, system};
 use crate::daemon::Daemon;
 use crate::error::{Error, Result};
 use crate::http::{Method, query};
@@ -32,7 +32,7 @@ const fn now(method: &'static str, pattern: &'static str, handler: Now) -> Route
 }
 
 /// Every route, by resource.
-pub const ROUTES: &[&[Route]] = &[SYSTEM, SWARM];
+pub const ROUTES: &[&[Route]] = &[SYSTEM, IMAGES, SWARM];
 
 const SYSTEM: &[Route] = &[
     now("GET", "/_ping", system::ping),
@@ -41,6 +41,15 @@ const SYSTEM: &[Route] = &[
     now("GET", "/info", system::info),
     now("GET", "/events", system::events),
     now("GET", "/plugins", system::plugins),
+];
+
+const IMAGES: &[Route] = &[
+    now("GET", "/images/json", images::list),
+    now("GET", "/images/{name...}/json", images::inspect),
+    now("GET", "/images/{name...}/history", images::history),
+    now("POST", "/images/{name...}/tag", images::tag),
+    now("DELETE", "/images/{name...}", images::delete),
+    now("POST", "/images/prune", images::prune),
 ];
 
 const SWARM: &[Route] = &[

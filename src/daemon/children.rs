@@ -207,6 +207,7 @@ impl Daemon {
                 self.emit(&kind, &action, &actor, attributes);
                 self.answer_worker(number, id, Ok(Answer::Done));
             }
+            Message::Image(message) => self.on_image_message(number, id, message),
         }
     }
 
@@ -254,6 +255,7 @@ impl Daemon {
         if let Some(client) = &worker.client {
             self.poller.remove(client.token);
         }
+        self.image_worker_gone(number);
         let well = status == ExitStatus::Code(0);
         if let (ExitStatus::Signal(signal), false) = (status, worker.cancelled) {
             log::error!("worker {} killed by signal {signal}; what it was making is discarded", worker.title);

@@ -3,6 +3,7 @@
 pub mod children;
 pub mod durable;
 pub mod events;
+pub mod images;
 pub mod listen;
 pub mod logger;
 pub mod options;
@@ -66,6 +67,9 @@ pub struct Daemon {
     pub poller: Poller<Source>,
     pub timers: Timers<Timer>,
     pub events: EventBus,
+    pub images: crate::image::Store,
+    /// A worker is deleting what was thrown away.
+    pub(crate) sweeping: bool,
     pub(crate) children: Children,
     pub(crate) durable: Durable,
     pub(crate) clients: HashMap<ConnId, Client>,

@@ -90,8 +90,12 @@ fn start(options: Options) -> Result<Daemon, String> {
     let signals = sys::poll::signalfd(&signals_set).map_err(|e| format!("signalfd: {e}"))?;
     let id = identity(&data_root).map_err(|e| format!("engine id: {e}"))?;
     let poller = Poller::new().map_err(|e| format!("poll: {e}"))?;
+    let started_ns = sys::time::realtime_ns();
+    let images = crate::image::Store::open(&data_root, started_ns).map_err(|e| e.message)?;
     let mut daemon = Daemon {
         id,
+        images,
+        sweeping: false,
         poller,
         timers: Timers::default(),
         events: EventBus::default(),
@@ -108,7 +112,7 @@ fn start(options: Options) -> Result<Daemon, String> {
         scratch: vec![0; 64 * 1024],
         stopping: false,
         _lock: lock,
-        started_ns: sys::time::realtime_ns(),
+        started_ns,
         data_root,
         exec_root,
         options,
@@ -116,6 +120,7 @@ fn start(options: Options) -> Result<Daemon, String> {
     daemon.watch_own();
     daemon.open_listeners()?;
     daemon.write_pidfile()?;
+    daemon.settle_images();
     log::info!("coracle {} is ready: data root {}", env!("CARGO_PKG_VERSION"), daemon.data_root.display());
     Ok(daemon)
 }

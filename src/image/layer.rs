@@ -98,8 +98,8 @@ pub struct Waiter {
 /// The answer to a claim.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Claim {
-    /// The layer is here, and held for the asking worker.
-    Have,
+    /// The layer is here, and held for the asking worker: directory number, chain id, diff id.
+    Have(u64, Digest, Digest),
     /// Nobody has it: the asking worker is to make it.
     Yours,
     /// Another worker is making it: the answer comes later.
@@ -227,8 +227,10 @@ impl Layers {
 
     /// Asks for a layer: it is here, or it is this worker's to make, or another worker is at it.
     pub fn claim(&mut self, chain: Digest, waiter: Waiter) -> Claim {
-        if self.hold(Holder::Worker(waiter.worker), chain) {
-            return Claim::Have;
+        if self.hold(Holder::Worker(waiter.worker), chain)
+            && let Some(layer) = self.by_chain.get(&chain)
+        {
+            return Claim::Have(layer.number, chain, layer.meta.diff);
         }
         match self.claims.get_mut(&chain) {
             Some(claimed) if claimed.by != waiter.worker => {
@@ -241,6 +243,13 @@ impl Layers {
                 Claim::Yours
             }
         }
+    }
+
+    /// A layer with these bytes, whatever stands below it, held for the worker: its number and chain id.
+    pub fn hold_any(&mut self, worker: u64, diff: Digest) -> Option<(u64, Digest)> {
+        let (number, chain) = self.by_chain.values().find(|layer| layer.meta.diff == diff).map(|layer| (layer.number, layer.meta.chain))?;
+        self.hold(Holder::Worker(worker), chain);
+        Some((number, chain))
     }
 
     /// Whether `worker` may make this layer.
@@ -329,7 +338,7 @@ mod tests {
         assert!(layers.is_claimed_by(new.chain, 2));
         let chain = new.chain;
         layers.insert(1, new);
-        assert_eq!(layers.claim_fulfilled(chain), [(ask(3), Claim::Have)]);
+        assert_eq!(layers.claim_fulfilled(chain), [(ask(3), Claim::Have(1, chain, chain))]);
         assert_eq!(layers.release(&Holder::Worker(3)).len(), 1);
     }
 

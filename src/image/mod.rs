@@ -14,6 +14,7 @@ pub mod state_file;
 pub mod store;
 #[cfg(test)]
 pub(crate) mod support;
+pub mod sweep;
 
 pub use open::keep_refs;
 pub use store::Store;

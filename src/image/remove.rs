@@ -33,14 +33,25 @@ pub struct Removal {
     pub events: Vec<(&'static str, Digest)>,
     /// Bytes of the layers that are gone.
     pub reclaimed: u64,
+    /// Names that were taken away, with the images that had them.
+    pub untagged: Vec<(Reference, Digest)>,
     /// Labels of removed images, for the events that come after them.
     pub labels: Vec<(Digest, crate::container::config::Labels)>,
 }
 
 impl Removal {
-    /// Whether names changed, so that refs.json must be written.
-    pub fn changed_names(&self) -> bool {
+    /// Whether anything was done, so that refs.json must be written.
+    pub fn changed(&self) -> bool {
         !self.records.is_empty()
+    }
+
+    /// Takes up what another removal did.
+    pub fn add(&mut self, other: Removal) {
+        self.records.extend(other.records);
+        self.events.extend(other.events);
+        self.untagged.extend(other.untagged);
+        self.labels.extend(other.labels);
+        self.reclaimed += other.reclaimed;
     }
 
     /// Whether an image is gone: that stands even when the index can't be written.
@@ -119,6 +130,7 @@ impl Removing<'_> {
         };
         if self.store.named(&key) == Some(id) {
             self.store.untag(&key);
+            self.done.untagged.push((key, id));
         }
         self.done.records.push(Record::Untagged(reference.familiar()));
     }

@@ -19,7 +19,7 @@ pub fn add_layer(store: &mut Store, diffs: &[Digest]) -> Digest {
     let chains = chain_ids(diffs);
     let chain = *chains.last().unwrap();
     let waiter = Waiter { worker: WORKER, message: 1 };
-    if store.claim_layer(chain, waiter) == Claim::Have {
+    if matches!(store.claim_layer(chain, waiter), Claim::Have(..)) {
         return chain;
     }
     let parent = chains.len().checked_sub(2).map(|i| chains[i]);
