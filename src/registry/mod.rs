@@ -1,1 +1,17 @@
-//! The distribution client.
+//! The registry client: names to addresses, trust, credentials, manifests and blobs over HTTP.
+//!
+//! All of it is blocking code for worker processes; nothing here starts a thread, and nothing here touches the daemon.
+
+pub mod auth;
+pub mod client;
+mod dns;
+pub mod endpoint;
+pub mod fault;
+pub mod manifest;
+pub mod progress;
+mod proxy;
+mod resolver;
+pub mod search;
+mod transport;
+mod trust;
+pub mod upload;
