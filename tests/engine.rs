@@ -6,8 +6,10 @@ mod common;
 mod engine {
     mod exec;
     mod http;
+    mod images;
     mod lifecycle;
     mod run;
+    mod sandbox;
     mod streams;
     mod system;
 }

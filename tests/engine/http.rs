@@ -216,8 +216,9 @@ fn two_framings_of_one_body_are_refused() {
     refused(&daemon, 400, format!("{post}Content-Length: 2\r\nContent-Length: 3\r\n\r\n{{}}"));
     refused(&daemon, 400, format!("{post}Content-Length: 2\r\nContent-Length: 2\r\n\r\n{{}}"));
     refused(&daemon, 400, format!("{post}Content-Length: 2, 2\r\n\r\n{{}}"));
-    refused(&daemon, 400, format!("{post}Transfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n"));
-    refused(&daemon, 400, format!("{post}Transfer-Encoding: identity\r\n\r\n"));
+    // RFC 9112 section 6.1: an encoding that is not understood is 501.
+    refused(&daemon, 501, format!("{post}Transfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n"));
+    refused(&daemon, 501, format!("{post}Transfer-Encoding: identity\r\n\r\n"));
     refused(&daemon, 400, format!("{post}Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"));
 }
 
