@@ -11,6 +11,8 @@ pub mod fd;
 pub mod fs;
 pub mod mount;
 pub mod poll;
+#[cfg(test)]
+pub mod probe;
 pub mod process;
 pub mod security;
 pub mod socket;

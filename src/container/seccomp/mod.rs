@@ -10,6 +10,8 @@ mod compile;
 #[cfg(test)]
 mod interpreter;
 mod json;
+#[cfg(test)]
+mod kernel_tests;
 mod numbers;
 mod program;
 
