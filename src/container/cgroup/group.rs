@@ -13,7 +13,6 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::rc::Rc;
 
 /// A container's cgroup in every tree that it is in. Small: it holds no descriptor of its own.
-#[derive(Clone)]
 pub struct Cgroup {
     facts: Rc<Facts>,
     parent: Rc<Parent>,

@@ -3,6 +3,8 @@
 //! Decisions are pure: [`Hierarchy::parse`], [`plan()`], [`limits`], [`devices::Devices::with`], [`program::compile`],
 //! [`validate`]. Deeds are few: [`Cgroups::create`] and the methods of [`Cgroup`]; none of them waits.
 
+#[cfg(test)]
+mod deeds;
 pub mod devices;
 mod files;
 mod group;
@@ -12,6 +14,8 @@ pub mod limits;
 mod oom;
 pub mod plan;
 pub mod program;
+pub mod stats;
+pub mod stats_json;
 pub mod support;
 pub mod systemd;
 pub mod validate;
@@ -21,4 +25,6 @@ pub use groups::Cgroups;
 pub use hierarchy::{Hierarchy, Version};
 pub use oom::OomWatch;
 pub use plan::{Driver, Facts, Plan, plan};
+pub use stats::{HostCpu, Stats};
+pub use stats_json::{CpuStats, StatsJson, stats_json};
 pub use support::Support;

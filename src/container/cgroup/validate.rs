@@ -329,3 +329,231 @@ pub fn ulimits(list: &[Ulimit]) -> Result<()> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::container::config::ThrottleDevice;
+    use crate::error::Kind;
+
+    /// A kernel that can do everything, with four processors and one memory node.
+    fn able() -> Support {
+        Support {
+            memory_limit: true,
+            swap_limit: true,
+            memory_reservation: true,
+            oom_kill_disable: true,
+            memory_swappiness: true,
+            kernel_memory: true,
+            kernel_memory_tcp: true,
+            cpu_shares: true,
+            cpu_cfs: true,
+            cpu_realtime: true,
+            cpuset: true,
+            cpus: "0-3".into(),
+            mems: "0".into(),
+            pids_limit: true,
+            blkio_weight: true,
+            blkio_weight_device: true,
+            bfq: false,
+            blkio_read_bps: true,
+            blkio_write_bps: true,
+            blkio_read_iops: true,
+            blkio_write_iops: true,
+            devices: true,
+            cgroup_namespaces: true,
+            processors: 4,
+        }
+    }
+
+    /// What everything at once asks for, within bounds.
+    fn everything() -> Resources {
+        let throttle = || Some(vec![ThrottleDevice { path: "/dev/sda".into(), rate: 1 }]);
+        Resources {
+            memory: 64 << 20,
+            memory_swap: 128 << 20,
+            memory_reservation: 32 << 20,
+            memory_swappiness: Some(60),
+            oom_kill_disable: Some(true),
+            pids_limit: Some(10),
+            cpu_shares: 512,
+            cpu_period: 100_000,
+            cpu_quota: 50_000,
+            cpuset_cpus: "0,2-3".into(),
+            cpuset_mems: "0".into(),
+            blkio_weight: 500,
+            blkio_device_read_bps: throttle(),
+            blkio_device_write_bps: throttle(),
+            blkio_device_read_iops: throttle(),
+            blkio_device_write_iops: throttle(),
+            ..Resources::default()
+        }
+    }
+
+    #[test]
+    fn an_able_kernel_takes_everything_without_a_word() {
+        let mut asked = everything();
+        assert_eq!(resources(&mut asked, &able(), false).unwrap(), Vec::<String>::new());
+        assert_eq!(asked, everything());
+    }
+
+    #[test]
+    fn a_kernel_without_cgroups_discards_and_warns_in_order() {
+        let mut asked = everything();
+        let warnings = resources(&mut asked, &Support { processors: 4, ..Support::default() }, false).unwrap();
+        let starts: Vec<&str> = warnings.iter().map(|text| text.trim_start_matches("Your kernel does not support ")).collect();
+        let expected = [
+            "memory limit capabilities",
+            "memory swappiness capabilities",
+            "memory soft limit capabilities",
+            "OomKillDisable.",
+            "PIDs limit capabilities",
+            "CPU shares",
+            "CPU CFS scheduler. CPU period/quota discarded.",
+            "cpuset or",
+            "Block I/O weight or",
+            "BPS Block I/O read limit or the cgroup is not mounted. Block I/O BPS read limit discarded.",
+            "BPS Block I/O write limit",
+            "IOPS Block read limit or the cgroup is not mounted. Block I/O IOPS read limit discarded.",
+            "IOPS Block write limit",
+        ];
+        assert_eq!(starts.len(), expected.len(), "{warnings:?}");
+        for (text, start) in starts.iter().zip(expected) {
+            assert!(text.starts_with(start), "{text}");
+        }
+        assert_eq!((asked.memory, asked.memory_swap, asked.pids_limit, asked.cpuset_cpus.as_str()), (0, -1, None, ""));
+        assert_eq!(asked.blkio_device_read_bps, Some(Vec::new()));
+    }
+
+    #[test]
+    fn what_is_wrong_is_refused_in_the_references_words() {
+        let mb = |n: i64| n << 20;
+        let cases: [(Resources, &str); 24] = [
+            (Resources { memory: mb(6) - 1, ..Resources::default() }, "Minimum memory limit allowed is 6MB"),
+            (Resources { memory: -1, ..Resources::default() }, "Minimum memory limit allowed is 6MB"),
+            (
+                Resources { memory: mb(20), memory_swap: mb(10), ..Resources::default() },
+                "Minimum memoryswap limit should be larger than memory limit, see usage",
+            ),
+            (
+                Resources { memory_swap: mb(10), ..Resources::default() },
+                "You should always set the Memory limit when using Memoryswap limit, see usage",
+            ),
+            (
+                Resources { memory_swappiness: Some(101), ..Resources::default() },
+                "Invalid value: 101, valid memory swappiness range is 0-100",
+            ),
+            (
+                Resources { memory_swappiness: Some(-2), ..Resources::default() },
+                "Invalid value: -2, valid memory swappiness range is 0-100",
+            ),
+            (Resources { memory_reservation: 1, ..Resources::default() }, "Minimum memory reservation allowed is 6MB"),
+            (
+                Resources { memory: mb(10), memory_reservation: mb(11), ..Resources::default() },
+                "Minimum memory limit can not be less than memory reservation limit, see usage",
+            ),
+            (Resources { kernel_memory: 1, ..Resources::default() }, "Minimum kernel memory limit allowed is 6MB"),
+            (
+                Resources { nano_cpus: 1, cpu_period: 1000, ..Resources::default() },
+                "Conflicting options: Nano CPUs and CPU Period cannot both be set",
+            ),
+            (
+                Resources { nano_cpus: 1, cpu_quota: 1000, ..Resources::default() },
+                "Conflicting options: Nano CPUs and CPU Quota cannot both be set",
+            ),
+            (
+                Resources { nano_cpus: 4_000_000_001, ..Resources::default() },
+                "Range of CPUs is from 0.01 to 4.00, as there are only 4 CPUs available",
+            ),
+            (Resources { nano_cpus: -1, ..Resources::default() }, "Range of CPUs is from 0.01 to 4.00, as there are only 4 CPUs available"),
+            (
+                Resources { cpu_period: 999, ..Resources::default() },
+                "CPU cfs period can not be less than 1ms (i.e. 1000) or larger than 1s (i.e. 1000000)",
+            ),
+            (Resources { cpu_quota: 999, ..Resources::default() }, "CPU cfs quota can not be less than 1ms (i.e. 1000)"),
+            (
+                Resources { cpuset_cpus: "4".into(), ..Resources::default() },
+                "Requested CPUs are not available - requested 4, available: 0-3",
+            ),
+            (
+                Resources { cpuset_mems: "0-1".into(), ..Resources::default() },
+                "Requested memory nodes are not available - requested 0-1, available: 0",
+            ),
+            (Resources { cpuset_cpus: "0-".into(), ..Resources::default() }, "Invalid value 0- for cpuset cpus: invalid format: 0-"),
+            (Resources { cpuset_cpus: "3-1".into(), ..Resources::default() }, "Invalid value 3-1 for cpuset cpus: invalid format: 3-1"),
+            (
+                Resources { cpuset_mems: "0-9223372036854775807".into(), ..Resources::default() },
+                "Invalid value 0-9223372036854775807 for cpuset mems: value of out range, maximum is 8192",
+            ),
+            (Resources { blkio_weight: 9, ..Resources::default() }, "Range of blkio weight is from 10 to 1000"),
+            (Resources { cpu_shares: -1, ..Resources::default() }, "invalid CPU shares (-1): value must be a positive integer"),
+            (
+                Resources { cpu_realtime_period: 1, cpu_realtime_runtime: 2, ..Resources::default() },
+                "cpu real-time runtime cannot be higher than cpu real-time period",
+            ),
+            (
+                Resources { io_maximum_iops: 1, ..Resources::default() },
+                "invalid option: QoS maximum IOPs configuration is not supported on linux",
+            ),
+        ];
+        for (mut asked, words) in cases {
+            let refused = resources(&mut asked, &able(), false).unwrap_err();
+            assert_eq!((refused.kind, refused.message.as_str()), (Kind::InvalidParameter, words));
+        }
+    }
+
+    #[test]
+    fn swap_accounting_missing_means_memory_without_swap() {
+        let mut asked = Resources { memory: 64 << 20, memory_swap: 128 << 20, ..Resources::default() };
+        let warnings = resources(&mut asked, &Support { swap_limit: false, ..able() }, false).unwrap();
+        assert_eq!(
+            warnings,
+            ["Your kernel does not support swap limit capabilities or the cgroup is not mounted. Memory limited without swap."]
+        );
+        assert_eq!(asked.memory_swap, -1);
+    }
+
+    #[test]
+    fn oom_kill_disable_without_a_limit_is_warned_of() {
+        let mut asked = Resources { oom_kill_disable: Some(true), ..Resources::default() };
+        let warnings = resources(&mut asked, &able(), false).unwrap();
+        assert!(warnings[0].starts_with("OOM killer is disabled for the container, but no memory limit is set"));
+        let mut silent = Resources { oom_kill_disable: Some(false), ..Resources::default() };
+        assert!(resources(&mut silent, &Support { oom_kill_disable: false, ..able() }, false).unwrap().is_empty());
+        assert_eq!(silent.oom_kill_disable, None);
+    }
+
+    #[test]
+    fn create_doubles_memory_into_swap() {
+        let mut asked = Resources { memory: 64 << 20, cpu_shares: 1, ..Resources::default() };
+        adapt(&mut asked, true);
+        assert_eq!((asked.memory_swap, asked.cpu_shares, asked.oom_kill_disable), (128 << 20, 2, Some(false)));
+        let mut given = Resources { memory: 64 << 20, memory_swap: -1, ..Resources::default() };
+        adapt(&mut given, false);
+        assert_eq!(given.memory_swap, -1);
+    }
+
+    #[test]
+    fn an_update_lays_over_and_conflicts_are_refused() {
+        let had = Resources { memory: 64 << 20, memory_swap: 128 << 20, nano_cpus: 5, ..Resources::default() };
+        let new = Resources { memory: 100 << 20, pids_limit: Some(-1), cpuset_cpus: "1".into(), ..Resources::default() };
+        let both = merged(&had, &new).unwrap();
+        assert_eq!((both.memory, both.memory_swap, both.nano_cpus, both.pids_limit), (100 << 20, 128 << 20, 5, Some(-1)));
+        let refused = |new: Resources| merged(&had, &new).unwrap_err();
+        let above = refused(Resources { memory: 200 << 20, ..Resources::default() });
+        assert_eq!(above.kind, Kind::Conflict);
+        assert!(above.message.starts_with("Memory limit should be smaller than already set memoryswap limit"));
+        let quota = refused(Resources { cpu_quota: 2000, ..Resources::default() });
+        assert_eq!(quota.message, "Conflicting options: CPU Quota cannot be updated as NanoCPUs has already been set");
+    }
+
+    #[test]
+    fn ulimits_have_known_names_and_a_soft_limit_below_the_hard_one() {
+        let one = |name: &str, soft, hard| ulimits(&[Ulimit { name: name.into(), soft, hard }]);
+        assert!(one("nofile", 1024, 2048).is_ok() && one("core", -1, -1).is_ok() && one("core", 0, -1).is_ok());
+        assert_eq!(one("files", 1, 1).unwrap_err().message, "invalid ulimit type: files");
+        let above = "ulimit soft limit must be less than or equal to hard limit: 2 > 1";
+        assert_eq!(one("nofile", 2, 1).unwrap_err().message, above);
+        assert!(one("nofile", -1, 1).is_err() && one("nofile", -2, 1).is_err());
+    }
+}
