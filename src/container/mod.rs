@@ -2,9 +2,22 @@
 
 pub mod age;
 pub mod apparmor;
+mod attach;
 pub mod capabilities;
 pub mod cgroup;
+mod child;
 pub mod config;
+pub mod launch;
+#[cfg(test)]
+mod launch_tests;
+mod overlay;
+pub mod plan;
+pub mod plan_mounts;
+pub mod plan_process;
+pub mod report;
+pub mod rootfs;
 pub mod seccomp;
 pub mod security_opt;
 pub mod selinux;
+mod tail;
+pub mod user;

@@ -162,6 +162,22 @@ pub fn fchdir(fd: BorrowedFd) -> io::Result<()> {
     check(unsafe { libc::fchdir(fd.as_raw_fd()) }).map(drop)
 }
 
+/// `getcwd(2)` by the kernel's own word: a directory that can't be reached from the root starts with "(unreachable)".
+pub fn getcwd() -> io::Result<Vec<u8>> {
+    let mut buf = vec![0u8; 4096];
+    // SAFETY: the kernel writes at most `buf.len()` bytes into `buf`.
+    let n = super::check_long(unsafe { libc::syscall(libc::SYS_getcwd, buf.as_mut_ptr(), buf.len()) })?;
+    // The count includes the NUL.
+    buf.truncate(usize::try_from(n).unwrap_or(1).saturating_sub(1));
+    Ok(buf)
+}
+
+/// `faccessat(2)` with the real ids, following symbolic links.
+pub fn faccessat(dir: BorrowedFd, path: &CStr, mode: c_int) -> io::Result<()> {
+    // SAFETY: `path` is NUL-terminated and only read.
+    check(unsafe { libc::faccessat(dir.as_raw_fd(), path.as_ptr(), mode, 0) }).map(drop)
+}
+
 /// `chroot(2)`.
 pub fn chroot(path: &CStr) -> io::Result<()> {
     // SAFETY: `path` is NUL-terminated and only read.

@@ -20,6 +20,10 @@ pub const MOUNT_ATTR_NOATIME: u64 = 0x10;
 pub const MOUNT_ATTR_STRICTATIME: u64 = 0x20;
 pub const MOUNT_ATTR_NODIRATIME: u64 = 0x80;
 pub const MOUNT_ATTR_IDMAP: u64 = 0x0010_0000;
+/// MS_PRIVATE, MS_SLAVE and MS_SHARED as `mount_setattr(2)` takes them: 64 bits wide on every target.
+pub const PRIVATE: u64 = 1 << 18;
+pub const SLAVE: u64 = 1 << 19;
+pub const SHARED: u64 = 1 << 20;
 
 fn or_null(text: Option<&CStr>) -> *const libc::c_char {
     text.map_or(ptr::null(), CStr::as_ptr)
@@ -106,7 +110,7 @@ pub fn move_mount(from_dir: BorrowedFd, from: &CStr, to_dir: BorrowedFd, to: &CS
 
 /// What `mount_setattr(2)` changes (struct mount_attr of linux/mount.h).
 #[repr(C)]
-#[derive(Clone, Copy, Default)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct MountAttr {
     pub set: u64,
     pub clear: u64,

@@ -22,6 +22,7 @@ pub struct Cgroup {
 }
 
 /// How a process gets into the cgroup.
+#[derive(Debug)]
 pub struct Join {
     /// v2: for clone3's CLONE_INTO_CGROUP.
     pub directory: Option<OwnedFd>,
@@ -70,6 +71,17 @@ impl Cgroup {
     pub fn host_path(&self, controller: &str) -> Option<String> {
         let tree = self.tree(controller)?;
         self.facts.hierarchy.trees.get(tree).map(|tree| format!("{}{}", tree.point, self.path()))
+    }
+
+    /// Every directory of ours, with the mount point of its tree.
+    pub fn places(&self) -> Vec<(String, String)> {
+        let tree = |tree: usize| self.facts.hierarchy.trees.get(tree);
+        self.trees().filter_map(tree).map(|tree| (tree.point.clone(), format!("{}{}", tree.point, self.path()))).collect()
+    }
+
+    /// Whether it is a v2 one.
+    pub fn is_v2(&self) -> bool {
+        self.v2()
     }
 
     fn v2(&self) -> bool {
