@@ -8,9 +8,11 @@ use crate::http::Response;
 use crate::image::Store;
 use crate::image::config::Platform;
 use crate::image::digest::Digest;
+use crate::image::import::Import;
 use crate::image::reference::Reference;
 use crate::image::remove::{self, Record, Removal};
 use crate::image::store::Image;
+use crate::worker::Job;
 use crate::{sys, timestamp};
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -184,4 +186,28 @@ pub fn prune(daemon: &mut Daemon, request: &Request) -> Result<Reply> {
     finish_removal(daemon, request, total, answer);
     daemon.emit("image", "prune", "", attributes);
     Ok(Reply::Parked)
+}
+
+/// POST /images/create: import with `fromSrc`, pull with `fromImage`.
+pub fn create(daemon: &mut Daemon, request: &Request) -> Result<Job> {
+    let query = &request.query;
+    let platform = match query.get("platform") {
+        text if request.minor >= 32 && !text.is_empty() => Some(Platform::parse(text)?),
+        _ => None,
+    };
+    if !query.get("fromImage").is_empty() {
+        return Err(Error::not_implemented("pull is not here yet"));
+    }
+    let source = query.get("fromSrc").to_owned();
+    let message = match query.get("message") {
+        "" => format!("Imported from {source}"),
+        message => message.to_owned(),
+    };
+    let changes: Vec<String> = query.all("changes").map(str::to_owned).collect();
+    let import = Import::new(daemon.images.place().clone(), query.get("repo"), query.get("tag"), platform, message, &changes)?;
+    match &*source {
+        "-" => Ok(Job::new("import", |context| import.run_body(context))),
+        "" => Err(Error::invalid("fromSrc is required")),
+        _ => Err(Error::not_implemented("import from a URL is not here yet")),
+    }
 }

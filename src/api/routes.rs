@@ -31,6 +31,10 @@ const fn now(method: &'static str, pattern: &'static str, handler: Now) -> Route
     Route { method, pattern, since: 0, until: u16::MAX, kind: Handler::Now(handler) }
 }
 
+const fn worker(method: &'static str, pattern: &'static str, handler: Worker) -> Route {
+    Route { method, pattern, since: 0, until: u16::MAX, kind: Handler::Worker(handler) }
+}
+
 /// Every route, by resource.
 pub const ROUTES: &[&[Route]] = &[SYSTEM, IMAGES, SWARM];
 
@@ -50,6 +54,7 @@ const IMAGES: &[Route] = &[
     now("POST", "/images/{name...}/tag", images::tag),
     now("DELETE", "/images/{name...}", images::delete),
     now("POST", "/images/prune", images::prune),
+    worker("POST", "/images/create", images::create),
 ];
 
 const SWARM: &[Route] = &[

@@ -3,6 +3,7 @@
 pub mod archive;
 pub mod config;
 pub mod digest;
+pub mod import;
 pub mod layer;
 pub mod names;
 mod open;
@@ -15,6 +16,7 @@ pub mod store;
 #[cfg(test)]
 pub(crate) mod support;
 pub mod sweep;
+pub mod work;
 
 pub use open::keep_refs;
 pub use store::Store;
