@@ -4,10 +4,12 @@
 mod common;
 
 mod engine {
+    mod crash;
     mod exec;
     mod http;
     mod images;
     mod lifecycle;
+    mod load;
     mod run;
     mod sandbox;
     mod streams;

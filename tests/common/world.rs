@@ -197,6 +197,31 @@ impl Daemon {
         self.wait_ready();
     }
 
+    /// Starts the daemon without waiting for its socket.
+    #[track_caller]
+    pub fn start_unready(&mut self, mut command: Command) {
+        assert!(self.child.is_none(), "one daemon at a time");
+        self.child = Some(command.spawn().expect("setpriv (util-linux) starts"));
+    }
+
+    /// Waits for the socket or for the daemon's end; true when it takes connections.
+    #[track_caller]
+    pub fn wait_ready_or_exit(&mut self) -> bool {
+        super::eventually("a socket or an end", Duration::from_secs(20), || {
+            if UnixStream::connect(&self.world.socket).is_ok() {
+                return Some(true);
+            }
+            (!self.is_running()).then_some(false)
+        })
+    }
+
+    /// Forgets a daemon that has ended by itself.
+    pub fn reap(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            child.wait().expect("our child");
+        }
+    }
+
     /// SIGTERM; the daemon ends orderly, with status 0, in time.
     #[track_caller]
     pub fn stop(&mut self) {
@@ -267,10 +292,13 @@ impl Daemon {
         self.post(&format!("/containers/{id}/wait")).expect(200).json()["StatusCode"].as_i64().expect("a code")
     }
 
-    /// Stdout and stderr from the container's log.
+    /// Stdout and stderr from the container's log; with a terminal all is stdout.
     #[track_caller]
     pub fn logs(&self, id: &str) -> (String, String) {
         let answer = self.get(&format!("/containers/{id}/logs?stdout=1&stderr=1")).expect(200);
+        if answer.header("Content-Type") == Some("application/vnd.docker.raw-stream") {
+            return (answer.text(), String::new());
+        }
         let (out, err) = super::demultiplex(&answer.body);
         (String::from_utf8_lossy(&out).into_owned(), String::from_utf8_lossy(&err).into_owned())
     }
