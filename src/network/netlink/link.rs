@@ -14,6 +14,7 @@ const IFLA_IPVLAN_MODE: u16 = 1;
 const IFLA_IPVLAN_FLAGS: u16 = 2;
 const IFLA_VLAN_ID: u16 = 1;
 const IFLA_BRPORT_MODE: u16 = 4;
+const IFLA_BRPORT_ISOLATED: u16 = 33;
 /// Length of `struct ifinfomsg`.
 const IFINFO: usize = 16;
 /// NLM_F_CREATE | NLM_F_EXCL.
@@ -155,6 +156,12 @@ pub fn set_hairpin(index: u32, on: bool) -> Vec<u8> {
         .fixed(&ifinfo(family, index, None))
         .nest(IFLA_PROTINFO, |m| m.u8(IFLA_BRPORT_MODE, u8::from(on)))
         .finish()
+}
+
+/// Isolation of a bridge port: it reaches the bridge itself, and no other isolated port (Linux 4.18).
+pub fn set_isolated(index: u32) -> Vec<u8> {
+    let family = u8::try_from(libc::AF_BRIDGE).unwrap_or(7);
+    Message::new(libc::RTM_SETLINK, 0).fixed(&ifinfo(family, index, None)).nest(IFLA_PROTINFO, |m| m.u8(IFLA_BRPORT_ISOLATED, 1)).finish()
 }
 
 /// Deletes a link by name; a veth takes its peer along.
