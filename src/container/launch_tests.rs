@@ -1,9 +1,11 @@
 //! Starts real processes in real namespaces, each test in a forked child of its own (libtest's threads must not clone).
 
 use super::config::{Config, HostConfig};
+use super::exec_launch::launch_exec;
 use super::launch::{Launched, launch};
-use super::plan::{LaunchPlan, Network, Own, Placement, PlanInput, RootInput, Seccomp};
+use super::plan::{Container, ExecPlan, LaunchPlan, Member, Network, Own, Placement, PlanInput, RootInput, Seccomp};
 use super::plan_mounts::{MountInput, MountSource, Propagation};
+use super::plan_process::{ExecInput, Terminal};
 use super::report::{Failure, Phase, Report, Step};
 use crate::sys;
 use crate::sys::process::ExitStatus;
@@ -18,7 +20,10 @@ struct World {
     host: HostConfig,
     argv: Vec<String>,
     mounts: Vec<MountInput>,
+    init: PathBuf,
     layers: Vec<PathBuf>,
+    upper: PathBuf,
+    work: PathBuf,
     own: Own,
 }
 
@@ -38,8 +43,9 @@ impl World {
         std::fs::write(path.join("layer/etc/group"), "root:x:0:\nbob:x:1001:\nextra:x:50:bob\n").expect("writable");
         super::rootfs::fill_init_layer(std::fs::File::open(path.join("init")).expect("just made").as_fd()).expect("an empty layer");
         let config = Config { hostname: "test".into(), ..Config::default() };
-        let layers = vec![path.join("layer")];
-        World { path, config, host: HostConfig::default(), argv: Vec::new(), mounts: Vec::new(), layers, own: Own::read() }
+        let (init, layers, upper, work) = (path.join("init"), vec![path.join("layer")], path.join("upper"), path.join("work"));
+        let (host, own) = (HostConfig::default(), Own::read());
+        World { path, config, host, argv: Vec::new(), mounts: Vec::new(), init, layers, upper, work, own }
     }
 
     fn plan(&self) -> LaunchPlan {
@@ -48,17 +54,9 @@ impl World {
 
     fn input(&self) -> PlanInput<'_> {
         PlanInput {
-            id: "0123456789abcdef",
-            config: &self.config,
-            host: &self.host,
+            container: self.container(),
             argv: &self.argv,
-            linked_environment: &[],
-            root: RootInput {
-                init_layer: Box::leak(Box::new(self.path.join("init"))),
-                layers: &self.layers,
-                upper: Box::leak(Box::new(self.path.join("upper"))),
-                work: Box::leak(Box::new(self.path.join("work"))),
-            },
+            root: RootInput { init_layer: &self.init, layers: &self.layers, upper: &self.upper, work: &self.work },
             mounts: &self.mounts,
             hostname_file: None,
             hosts_file: None,
@@ -70,12 +68,22 @@ impl World {
             private_cgroupns: true,
             cgroup: Placement::default(),
             devices: &[],
+            init_binary: None,
+            default_shm_size: 64 << 20,
+        }
+    }
+
+    fn container(&self) -> Container<'_> {
+        Container {
+            id: "0123456789abcdef",
+            config: &self.config,
+            host: &self.host,
+            linked_environment: &[],
             seccomp: Seccomp::Unconfined,
             apparmor: None,
+            selinux: None,
             no_new_privileges: false,
-            init_binary: None,
             default_ulimits: &[],
-            default_shm_size: 64 << 20,
             own: &self.own,
         }
     }
@@ -85,10 +93,40 @@ impl World {
         finish(launch(&self.plan()))
     }
 
+    /// A container that stays until it is killed.
+    fn running(&mut self) -> Running {
+        self.argv = vec!["/bin/sh".into(), "-c".into(), "echo up; exec sleep 1000".into()];
+        let mut launched = launch(&self.plan()).expect("the daemon's half");
+        launched.channel.send_go().expect("a channel");
+        let stdout = launched.stdout.take().expect("no terminal");
+        wait_readable(stdout.as_raw_fd());
+        Running { member: Member { pid: launched.pid, pidfd: std::rc::Rc::new(launched.pidfd) } }
+    }
+
+    fn exec(&self, running: &Running, exec: &ExecInput) -> Outcome {
+        let plan = ExecPlan::new(&self.container(), exec, running.member.clone(), Placement::default()).expect("a valid exec");
+        finish(launch_exec(&plan))
+    }
+
     fn sh(&mut self, script: &str) -> Outcome {
         self.argv = vec!["/bin/sh".into(), "-c".into(), script.into()];
         self.run()
     }
+}
+
+struct Running {
+    member: Member,
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        drop(sys::process::pidfd_send_signal(self.member.pidfd.as_fd(), libc::SIGKILL));
+        drop(sys::process::waitpid(self.member.pid, 0));
+    }
+}
+
+fn exec_of(argv: &[String]) -> ExecInput<'_> {
+    ExecInput { argv, environment: &[], user: "", workdir: "", terminal: None, stdin: false, privileged: false }
 }
 
 impl Drop for World {
@@ -298,5 +336,36 @@ fn masked_and_read_only_paths_hold() {
             std::fs::metadata("/dev/null").map(|meta| std::os::unix::fs::PermissionsExt::mode(&meta.permissions()) & 0o777).ok(),
             Some(0o666)
         );
+    });
+}
+
+#[test]
+fn an_exec_joins_the_container() {
+    alone("exec", |world| {
+        let running = world.running();
+        let sh = |script: &str| vec!["sh".to_owned(), "-c".to_owned(), script.to_owned()];
+        let argv = sh("hostname; cat /proc/1/cmdline; echo; ls /proc/self/fd; grep CapBnd /proc/self/status; pwd; echo $A $HOME; id -u");
+        let environment = ["A=1".to_owned()];
+        let exec = ExecInput { environment: &environment, user: "bob", workdir: "/etc", ..exec_of(&argv) };
+        let outcome = world.exec(&running, &exec);
+        let bounding = world.own.capabilities & super::capabilities::DEFAULT;
+        let expected = format!("test\nsleep\x001000\x00\n0\n1\n2\n3\nCapBnd:\t{bounding:016x}\n/etc\n1 /home/bob\n1000\n");
+        assert_eq!((outcome.failure, outcome.output.as_str()), (None, expected.as_str()));
+
+        let argv = sh("grep CapEff /proc/self/status; exit 3");
+        let outcome = world.exec(&running, &ExecInput { privileged: true, ..exec_of(&argv) });
+        assert_eq!(outcome.output, format!("CapEff:\t{:016x}\n", world.own.capabilities));
+        assert_eq!(outcome.status, ExitStatus::Code(3));
+
+        let argv = sh("tty; busybox stty size; echo $TERM");
+        let outcome = world.exec(&running, &ExecInput { terminal: Some(Terminal { rows: 20, columns: 70 }), ..exec_of(&argv) });
+        assert_eq!(outcome.output, "/dev/pts/0\n20 70\nxterm\n");
+
+        let argv = vec!["nosuch".to_owned()];
+        let (error, code) = world.exec(&running, &exec_of(&argv)).failure.expect("no such program").explain(Phase::Exec);
+        assert!(error.message.ends_with("exec: \"nosuch\": executable file not found in $PATH: unknown") && code == 127, "{error}");
+        let argv = sh("true");
+        let failure = world.exec(&running, &ExecInput { workdir: "/nosuch", ..exec_of(&argv) }).failure.expect("no such directory");
+        assert_eq!((failure.step, failure.explain(Phase::Exec).1), (Step::Chdir, 127));
     });
 }

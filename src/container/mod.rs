@@ -7,6 +7,7 @@ pub mod capabilities;
 pub mod cgroup;
 mod child;
 pub mod config;
+pub mod exec_launch;
 pub mod launch;
 #[cfg(test)]
 mod launch_tests;

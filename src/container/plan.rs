@@ -8,7 +8,8 @@ use super::cgroup::devices::Node;
 use super::cgroup::{Cgroup, Join};
 use super::config::{Config, HostConfig, Ulimit};
 use super::plan_mounts::{self, Mount, MountInput};
-use super::plan_process::{self, Process, Sysctl};
+use super::plan_process::{self, ExecInput, Process, Sysctl};
+use super::selinux::Labels;
 use crate::error::{Error, Result};
 use crate::network::netlink::address;
 use crate::sys::process::Pid;
@@ -148,20 +149,36 @@ impl Own {
     }
 }
 
-/// What a plan is made from. Modes that name another container are resolved by the caller, and files that the engine keeps for the
-/// container (hosts, resolv.conf …) exist.
+/// What every process of a container is made from: its first one and each exec.
 #[derive(Clone, Debug)]
-pub struct PlanInput<'a> {
+pub struct Container<'a> {
     pub id: &'a str,
     /// The container's own configuration, merged with its image's.
     pub config: &'a Config,
     pub host: &'a HostConfig,
-    /// The container's path and arguments (entrypoint and command, merged).
-    pub argv: &'a [String],
     /// Variables of legacy links; they stand before the container's own.
     pub linked_environment: &'a [String],
+    pub seccomp: Seccomp,
+    /// An AppArmor profile that is loaded; `None` where the kernel has no AppArmor, or for "unconfined".
+    pub apparmor: Option<&'a str>,
+    /// SELinux labels; `None` where the kernel has no policy.
+    pub selinux: Option<&'a Labels>,
+    /// no-new-privileges, by SecurityOpt or the daemon's default.
+    pub no_new_privileges: bool,
+    /// The daemon's default-ulimits; HostConfig.Ulimits override them by name.
+    pub default_ulimits: &'a [Ulimit],
+    pub own: &'a Own,
+}
+
+/// What a start is made from. Modes that name another container are resolved by the caller, and files that the engine keeps for the
+/// container (hosts, resolv.conf …) exist.
+#[derive(Clone, Debug)]
+pub struct PlanInput<'a> {
+    pub container: Container<'a>,
+    /// The container's path and arguments (entrypoint and command, merged).
+    pub argv: &'a [String],
     pub root: RootInput<'a>,
-    /// Binds, volumes, tmpfs and image mounts, in any order.
+    /// Binds, volumes, tmpfs and image mounts, in any order; HostConfig.Tmpfs is read from the configuration.
     pub mounts: &'a [MountInput],
     /// Files of this host that are bound over /etc/hostname, /etc/hosts, /etc/resolv.conf.
     pub hostname_file: Option<&'a Path>,
@@ -177,20 +194,12 @@ pub struct PlanInput<'a> {
     /// CgroupnsMode, with the daemon's default filled in.
     pub private_cgroupns: bool,
     pub cgroup: Placement,
-    /// Devices beyond the default ones: HostConfig.Devices and CDI, or all of the host's for a privileged container.
+    /// Device nodes beyond the default ones (`cgroup::devices::gather`, CDI).
     pub devices: &'a [Node],
-    pub seccomp: Seccomp,
-    /// An AppArmor profile that is loaded; `None` where the kernel has no AppArmor, or for "unconfined".
-    pub apparmor: Option<&'a str>,
-    /// no-new-privileges, by SecurityOpt or the daemon's default.
-    pub no_new_privileges: bool,
     /// Our own static binary, when the container gets an init ("--init").
     pub init_binary: Option<&'a Path>,
-    /// The daemon's default-ulimits; HostConfig.Ulimits override them by name.
-    pub default_ulimits: &'a [Ulimit],
     /// Bytes of /dev/shm when HostConfig.ShmSize is 0.
     pub default_shm_size: i64,
-    pub own: &'a Own,
 }
 
 /// The names and values of one container's start.
@@ -231,7 +240,7 @@ pub struct LaunchPlan {
 impl LaunchPlan {
     /// Decides everything. No side effects, no system calls.
     pub fn new(input: &PlanInput) -> Result<LaunchPlan> {
-        let PlanInput { config, host, own, .. } = input;
+        let Container { config, host, own, id, .. } = &input.container;
         let pid = Mode::parse("PID", &host.pid_mode, &["", "host"])?;
         let ipc = Mode::parse("IPC", &host.ipc_mode, &["", "none", "private", "shareable", "host"])?;
         let host_uts = Mode::parse("UTS", &host.uts_mode, &["", "host"])? == Mode::Named("host");
@@ -273,7 +282,7 @@ impl LaunchPlan {
         };
         let has_own_init = input.init_binary.is_some() && clone_flags & libc::CLONE_NEWPID != 0;
         Ok(LaunchPlan {
-            id: input.id.to_owned(),
+            id: (*id).to_owned(),
             clone_flags: u64::from(clone_flags.cast_unsigned()),
             pid_namespace,
             joins,
@@ -336,6 +345,29 @@ pub(super) fn c(text: impl AsRef<[u8]>) -> Result<CString> {
 /// As [`c`], for a path of this host.
 pub(super) fn c_path(path: &Path) -> Result<CString> {
     c(path.as_os_str().as_encoded_bytes())
+}
+
+/// A further process in a running container.
+#[derive(Clone, Debug)]
+pub struct ExecPlan {
+    /// The container's first process: all of its namespaces are joined.
+    pub target: Member,
+    pub cgroup: Placement,
+    /// `None` where the daemon's own value is already right.
+    pub oom_score_adj: Option<i32>,
+    pub process: Process,
+}
+
+impl ExecPlan {
+    /// The same sandbox as the container's own: same rights, limits and filters, unless the exec is a privileged one.
+    pub fn new(container: &Container, exec: &ExecInput, target: Member, cgroup: Placement) -> Result<ExecPlan> {
+        Ok(ExecPlan {
+            target,
+            cgroup,
+            oom_score_adj: score(container.host.oom_score_adj)?.filter(|score| *score != container.own.oom_score_adj),
+            process: Process::of_exec(container, exec)?,
+        })
+    }
 }
 
 /// CAP_SYS_ADMIN, without which no filter can be loaded.

@@ -208,7 +208,7 @@ pub(super) fn overlays(input: &PlanInput) -> Result<Vec<Overlay>> {
 /// The whole mount table: the engine's own file systems first, then what the user asked for, shallow targets before deep ones. Where
 /// the user mounts over one of ours, ours is left out.
 pub(super) fn mounts(input: &PlanInput, ipc: Mode, init: bool) -> Result<Vec<Mount>> {
-    let host = input.host;
+    let host = input.container.host;
     let mut user = user_mounts(input)?;
     let taken = |path: &str| user.iter().any(|mount: &Mount| mount.target().to_bytes() == path.as_bytes());
     let (own_dev, own_sys) = (!taken("/dev"), !taken("/sys"));
@@ -249,7 +249,7 @@ fn file_system(kind: &'static CStr, source: &'static CStr, options: &[(&str, &st
 }
 
 fn shm(input: &PlanInput, ipc: Mode) -> Result<Option<Mount>> {
-    let size = if input.host.shm_size > 0 { input.host.shm_size } else { input.default_shm_size };
+    let size = if input.container.host.shm_size > 0 { input.container.host.shm_size } else { input.default_shm_size };
     let options = [("mode", "1777"), ("size", &size.to_string())];
     Ok(Some(match (ipc, &input.ipc_of) {
         (Mode::Named("none"), _) => return Ok(None),
@@ -304,7 +304,7 @@ fn devices(input: &PlanInput) -> Result<Devices> {
         directories: directories.iter().map(c).collect::<Result<_>>()?,
         nodes: nodes.into_iter().map(|(name, node)| Ok((c(name)?, node))).collect::<Result<_>>()?,
         links: links.iter().map(|(name, target)| Ok((c(name)?, c(target)?))).collect::<Result<_>>()?,
-        console: input.config.tty,
+        console: input.container.config.tty,
     })
 }
 
@@ -344,14 +344,14 @@ fn user_mounts(input: &PlanInput) -> Result<Vec<Mount>> {
             }
         });
     }
-    for (target, options) in input.host.tmpfs.iter().flat_map(Labels::iter) {
+    for (target, options) in input.container.host.tmpfs.iter().flat_map(Labels::iter) {
         all.push(Mount::Tmpfs(tmpfs(options, false, c(check_target(target)?)?)?));
     }
     let files = [("/etc/resolv.conf", input.resolv_file), ("/etc/hostname", input.hostname_file), ("/etc/hosts", input.hosts_file)];
     for (target, file) in files {
         let Some(file) = file else { continue };
         if !all.iter().any(|mount| mount.target().to_bytes() == target.as_bytes()) {
-            all.push(Mount::Bind(Bind::plain(c_path(file)?, c(target)?, input.host.readonly_rootfs)));
+            all.push(Mount::Bind(Bind::plain(c_path(file)?, c(target)?, input.container.host.readonly_rootfs)));
         }
     }
     Ok(all)

@@ -3,7 +3,7 @@
 
 use super::capabilities;
 use super::config::{HostConfig, Ulimit};
-use super::plan::{Mode, Own, PlanInput, Rlimit, Seccomp, c};
+use super::plan::{Container, Mode, Own, PlanInput, Rlimit, Seccomp, c};
 use super::user::UserSpec;
 use crate::error::{Error, Result};
 use std::ffi::CString;
@@ -46,14 +46,16 @@ pub struct Process {
     /// What has to be cut from the bounding set that the child begins with.
     pub dropped: Vec<u8>,
     pub no_new_privileges: bool,
+    /// "exec <profile>", as the kernel's attribute takes it.
     pub apparmor: Option<CString>,
+    /// The SELinux label of the program.
+    pub selinux: Option<CString>,
     pub seccomp: Seccomp,
 }
 
 /// A process of an exec, a health check, as its API object has it.
 #[derive(Clone, Debug)]
 pub struct ExecInput<'a> {
-    pub container_id: &'a str,
     pub argv: &'a [String],
     /// Variables of this process only; those of the container stand before them.
     pub environment: &'a [String],
@@ -68,7 +70,7 @@ pub struct ExecInput<'a> {
 
 impl Process {
     pub(super) fn of_container(input: &PlanInput, init: bool) -> Result<Process> {
-        let PlanInput { config, host, own, .. } = input;
+        let Container { config, host, own, .. } = &input.container;
         let mut argv = Vec::new();
         if init {
             argv.extend([c(INIT_PATH)?, c("--")?]);
@@ -76,67 +78,61 @@ impl Process {
         for argument in input.argv {
             argv.push(c(argument)?);
         }
-        if argv.is_empty() {
+        if input.argv.is_empty() {
             return Err(Error::invalid("no command specified"));
         }
-        let environment = environment(&config.hostname, config.tty, input.linked_environment, &[config.env.as_deref().unwrap_or(&[])]);
+        let linked = input.container.linked_environment;
         let size = |n: u32| u16::try_from(n).unwrap_or(u16::MAX);
         let terminal = Terminal { rows: size(host.console_size[0]), columns: size(host.console_size[1]) };
-        Process::new(Parts {
-            argv,
-            environment,
-            workdir: &config.working_dir,
-            make_workdir: true,
-            user: &config.user,
-            group_add: host.group_add.as_deref().unwrap_or(&[]),
-            terminal: config.tty.then_some(terminal),
-            stdin: config.open_stdin,
-            rlimits: rlimits(own, input.default_ulimits, host.resources.ulimits.as_deref().unwrap_or(&[]))?,
-            id: input.id,
-            capabilities: granted(host, own)?,
-            own,
-            no_new_privileges: input.no_new_privileges,
-            apparmor: input.apparmor,
-            seccomp: input.seccomp.clone(),
-        })
+        Process::new(
+            &input.container,
+            Parts {
+                argv,
+                environment: environment(&config.hostname, config.tty, linked, &[config.env.as_deref().unwrap_or(&[])]),
+                workdir: &config.working_dir,
+                make_workdir: true,
+                user: &config.user,
+                terminal: config.tty.then_some(terminal),
+                stdin: config.open_stdin,
+                capabilities: granted(host, own)?,
+                apparmor: input.container.apparmor,
+            },
+        )
     }
 
-    /// A further process in the container that `input` describes: same sandbox, own program. A privileged exec gets all
-    /// capabilities; the filter stays the container's, as the reference has it.
-    pub fn of_exec(input: &PlanInput, exec: &ExecInput) -> Result<Process> {
-        let PlanInput { config, host, own, .. } = input;
+    /// A further process in a container: same sandbox, own program. A privileged exec gets all capabilities; the filter stays the
+    /// container's, as the reference has it.
+    pub(super) fn of_exec(container: &Container, exec: &ExecInput) -> Result<Process> {
+        let Container { config, host, own, .. } = container;
         let argv: Vec<CString> = exec.argv.iter().map(c).collect::<Result<_>>()?;
         if argv.is_empty() {
             return Err(Error::invalid("No exec command specified"));
         }
-        let of_container = config.env.as_deref().unwrap_or(&[]);
-        let environment =
-            environment(&config.hostname, exec.terminal.is_some(), input.linked_environment, &[of_container, exec.environment]);
-        Process::new(Parts {
-            argv,
-            environment,
-            workdir: if exec.workdir.is_empty() { &config.working_dir } else { exec.workdir },
-            make_workdir: false,
-            user: if exec.user.is_empty() { &config.user } else { exec.user },
-            group_add: host.group_add.as_deref().unwrap_or(&[]),
-            terminal: exec.terminal,
-            stdin: exec.stdin,
-            rlimits: rlimits(own, input.default_ulimits, host.resources.ulimits.as_deref().unwrap_or(&[]))?,
-            id: exec.container_id,
-            capabilities: if exec.privileged { own.capabilities } else { granted(host, own)? },
-            own,
-            no_new_privileges: input.no_new_privileges,
-            apparmor: if exec.privileged { None } else { input.apparmor },
-            seccomp: input.seccomp.clone(),
-        })
+        let lists = [config.env.as_deref().unwrap_or(&[]), exec.environment];
+        Process::new(
+            container,
+            Parts {
+                argv,
+                environment: environment(&config.hostname, exec.terminal.is_some(), container.linked_environment, &lists),
+                workdir: if exec.workdir.is_empty() { &config.working_dir } else { exec.workdir },
+                make_workdir: false,
+                user: if exec.user.is_empty() { &config.user } else { exec.user },
+                terminal: exec.terminal,
+                stdin: exec.stdin,
+                capabilities: if exec.privileged { own.capabilities } else { granted(host, own)? },
+                apparmor: if exec.privileged { None } else { container.apparmor },
+            },
+        )
     }
 
-    fn new(parts: Parts) -> Result<Process> {
+    fn new(container: &Container, parts: Parts) -> Result<Process> {
+        let Container { host, own, id, .. } = container;
         let path = parts.environment.iter().rev().find_map(|entry| entry.strip_prefix("PATH=")).unwrap_or("");
         // An empty element is the working directory; an empty PATH finds nothing.
         let path = path.split(':').filter(|_| !path.is_empty());
         let search = path.map(|dir| c(if dir.is_empty() { "." } else { dir })).collect::<Result<_>>()?;
         let has_home = parts.environment.iter().any(|entry| entry.strip_prefix("HOME=").is_some_and(|home| !home.is_empty()));
+        let groups = host.group_add.as_deref().unwrap_or(&[]);
         Ok(Process {
             search,
             home_from_passwd: !has_home,
@@ -144,36 +140,32 @@ impl Process {
             argv: parts.argv,
             workdir: c(clean_absolute(parts.workdir)?)?,
             make_workdir: parts.make_workdir,
-            user: UserSpec::parse(parts.user, parts.group_add).map_err(|failure| Error::invalid(failure.to_string()))?,
+            user: UserSpec::parse(parts.user, groups).map_err(|failure| Error::invalid(failure.to_string()))?,
             terminal: parts.terminal,
             stdin: parts.stdin,
-            rlimits: parts.rlimits,
-            keyring: c(format!("_ses.{}", parts.id))?,
+            rlimits: rlimits(own, container.default_ulimits, host.resources.ulimits.as_deref().unwrap_or(&[]))?,
+            keyring: c(format!("_ses.{id}"))?,
             capabilities: parts.capabilities,
-            dropped: (0..64).filter(|n| parts.own.bounding & !parts.capabilities & 1 << n != 0).collect(),
-            no_new_privileges: parts.no_new_privileges,
+            dropped: (0..64).filter(|n| own.bounding & !parts.capabilities & 1 << n != 0).collect(),
+            no_new_privileges: container.no_new_privileges,
             apparmor: parts.apparmor.map(|profile| c(format!("exec {profile}"))).transpose()?,
-            seccomp: parts.seccomp,
+            selinux: container.selinux.filter(|labels| !labels.process.is_empty()).map(|labels| c(&labels.process)).transpose()?,
+            seccomp: container.seccomp.clone(),
         })
     }
 }
 
+/// Where the two kinds of process differ.
 struct Parts<'a> {
     argv: Vec<CString>,
     environment: Vec<String>,
     workdir: &'a str,
     make_workdir: bool,
     user: &'a str,
-    group_add: &'a [String],
     terminal: Option<Terminal>,
     stdin: bool,
-    rlimits: Vec<Rlimit>,
-    id: &'a str,
     capabilities: u64,
-    own: &'a Own,
-    no_new_privileges: bool,
     apparmor: Option<&'a str>,
-    seccomp: Seccomp,
 }
 
 /// Never more than the daemon has itself: asking for that does not fail the start.

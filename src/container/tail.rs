@@ -29,7 +29,8 @@ pub struct Streams {
     pub terminal: Option<OwnedFd>,
 }
 
-/// Becomes the program. `root` is the container's root, which is this process's too; `proc` a private procfs where a label needs one.
+/// Becomes the program. `root` is the container's root, which is this process's too; `proc` a private procfs, without which no label is
+/// written.
 pub fn execute(
     process: &Process,
     root: BorrowedFd,
@@ -58,10 +59,6 @@ pub fn execute(
     for limit in &process.rlimits {
         sys::process::setrlimit(limit.resource, limit.soft, limit.hard).at(Step::Rlimit, limit.resource)?;
     }
-    match sys::security::keyctl_join_session_keyring(&process.keyring) {
-        Err(e) if e.raw_os_error() == Some(libc::ENOSYS) => {}
-        joined => joined.at(Step::Keyring, "")?,
-    }
     sys::fs::umask(0o022);
 
     // As root, and only if that is refused (a file system that squashes root) as the user: as the reference does.
@@ -69,8 +66,13 @@ pub fn execute(
         Err(e) if e.raw_os_error() == Some(libc::EACCES) => false,
         entered => entered.map(|()| true).at(Step::Chdir, process.workdir.to_string_lossy())?,
     };
-    if let (Some(label), Some(proc)) = (&process.apparmor, proc) {
-        write_label(proc, label)?;
+    if let Some(proc) = proc {
+        write_labels(proc, process)?;
+    }
+    // After the labels, one of which is for it.
+    match sys::security::keyctl_join_session_keyring(&process.keyring) {
+        Err(e) if e.raw_os_error() == Some(libc::ENOSYS) => {}
+        joined => joined.at(Step::Keyring, "")?,
     }
 
     become_user(process, &identity)?;
@@ -218,12 +220,22 @@ pub fn write_sysctl(proc: BorrowedFd, sysctl: &Sysctl) -> Result<(), Failure> {
     }
 }
 
-/// The AppArmor profile that the next execve changes to.
-fn write_label(proc: BorrowedFd, label: &CStr) -> Result<(), Failure> {
+/// The AppArmor profile and the SELinux label that the next execve changes to.
+fn write_labels(proc: BorrowedFd, process: &Process) -> Result<(), Failure> {
     let open = |path| sys::fd::openat(proc, path, libc::O_WRONLY, 0);
-    // The specific file is there since Linux 5.1; the older one belongs to whichever module came first.
-    let file = open(c"thread-self/attr/apparmor/exec").or_else(|_| open(c"thread-self/attr/exec")).at(Step::Label, "apparmor profile")?;
-    sys::fd::write_all(file.as_fd(), label.to_bytes()).at(Step::Label, "apparmor profile")
+    if let Some(profile) = &process.apparmor {
+        // The specific file is there since Linux 5.8; the older one belongs to whichever module came first.
+        let file = open(c"thread-self/attr/apparmor/exec").or_else(|_| open(c"thread-self/attr/exec"));
+        let file = file.at(Step::Label, "apparmor profile")?;
+        sys::fd::write_all(file.as_fd(), profile.to_bytes()).at(Step::Label, "apparmor profile")?;
+    }
+    if let Some(label) = &process.selinux {
+        for path in [c"thread-self/attr/keycreate", c"thread-self/attr/exec"] {
+            let file = open(path).at(Step::Label, "selinux label")?;
+            sys::fd::write_all(file.as_fd(), label.to_bytes()).at(Step::Label, "selinux label")?;
+        }
+    }
+    Ok(())
 }
 
 /// A node's mode with its type.
