@@ -3,6 +3,8 @@
 //! Decisions are pure: [`Hierarchy::parse`], [`plan()`], [`limits`], [`devices::Devices::with`], [`program::compile`],
 //! [`validate`]. Deeds are few: [`Cgroups::create`] and the methods of [`Cgroup`]; none of them waits.
 
+mod bus;
+mod dbus;
 #[cfg(test)]
 mod deeds;
 pub mod devices;
@@ -20,6 +22,7 @@ pub mod support;
 pub mod systemd;
 pub mod validate;
 
+pub use bus::Bus;
 pub use group::{Cgroup, Join};
 pub use groups::Cgroups;
 pub use hierarchy::{Hierarchy, Version};
