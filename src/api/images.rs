@@ -9,6 +9,7 @@ use crate::image::Store;
 use crate::image::config::Platform;
 use crate::image::digest::Digest;
 use crate::image::import::Import;
+use crate::image::load::Load;
 use crate::image::reference::Reference;
 use crate::image::remove::{self, Record, Removal};
 use crate::image::store::Image;
@@ -210,4 +211,11 @@ pub fn create(daemon: &mut Daemon, request: &Request) -> Result<Job> {
         "" => Err(Error::invalid("fromSrc is required")),
         _ => Err(Error::not_implemented("import from a URL is not here yet")),
     }
+}
+
+/// POST /images/load.
+pub fn load(daemon: &mut Daemon, request: &Request) -> Result<Job> {
+    let load =
+        Load { place: daemon.images.place().clone(), quiet: request.query.flag_or("quiet", true), platform: json_platform(request, 48)? };
+    Ok(Job::new("load", |context| load.run(context)))
 }

@@ -55,6 +55,7 @@ const IMAGES: &[Route] = &[
     now("DELETE", "/images/{name...}", images::delete),
     now("POST", "/images/prune", images::prune),
     worker("POST", "/images/create", images::create),
+    worker("POST", "/images/load", images::load),
 ];
 
 const SWARM: &[Route] = &[

@@ -127,8 +127,8 @@ impl Daemon {
                 Claim::Wait => return,
                 claim => Ok(self.claim_answer(claim)),
             },
-            ImageMessage::FindLayer { diff } => Ok(match self.images.layers.hold_any(worker, diff) {
-                Some((number, chain)) => Answer::Layer { number, chain, diff },
+            ImageMessage::FindLayer { digest } => Ok(match self.images.layers.hold_any(worker, digest) {
+                Some((number, chain, diff)) => Answer::Layer { number, chain, diff },
                 None => Answer::None,
             }),
             ImageMessage::LayerReady { name, meta } => {
@@ -144,9 +144,17 @@ impl Daemon {
                 Ok(Answer::Done)
             }
             ImageMessage::ImageReady { name, id, parent, built } => {
-                self.images.image_ready(worker, &name, id, Extra { parent, built, tagged: 0 }).map(|_| Answer::Done)
+                let extra = Extra { parent, built, tagged: 0 };
+                let described = extra != Extra::default();
+                match self.images.image_ready(worker, &name, id, extra) {
+                    Ok(_) if described => return self.save_refs_for(worker, message),
+                    outcome => outcome.map(|_| Answer::Done),
+                }
             }
-            ImageMessage::SetParent { id, parent } => self.images.set_parent(id, parent).map(|()| Answer::Done),
+            ImageMessage::SetParent { id, parent } => match self.images.set_parent(id, parent) {
+                Ok(()) => return self.save_refs_for(worker, message),
+                Err(e) => Err(e),
+            },
             ImageMessage::Tag { reference, id, event } => match Reference::parse(&reference) {
                 Ok(reference) => {
                     let familiar = reference.familiar();
@@ -171,6 +179,14 @@ impl Daemon {
             }),
         };
         self.answer_worker(worker, message, answer);
+    }
+
+    /// Answers a worker once the index is durable.
+    fn save_refs_for(&mut self, worker: u64, message: u64) {
+        self.save_refs(move |daemon, written| {
+            let answer = written.map(|()| Answer::Done).map_err(|e| Error::io("write refs.json", &e));
+            daemon.answer_worker(worker, message, answer);
+        });
     }
 
     /// Remembers a compressed form of a layer in its meta.json; worth keeping, not worth waiting for.

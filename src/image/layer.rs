@@ -245,11 +245,12 @@ impl Layers {
         }
     }
 
-    /// A layer with these bytes, whatever stands below it, held for the worker: its number and chain id.
-    pub fn hold_any(&mut self, worker: u64, diff: Digest) -> Option<(u64, Digest)> {
-        let (number, chain) = self.by_chain.values().find(|layer| layer.meta.diff == diff).map(|layer| (layer.number, layer.meta.chain))?;
+    /// A layer with these bytes, compressed or not, whatever stands below it, held for the worker: number, chain id, diff id.
+    pub fn hold_any(&mut self, worker: u64, digest: Digest) -> Option<(u64, Digest, Digest)> {
+        let known = |layer: &&Layer| layer.meta.diff == digest || layer.meta.known.iter().any(|blob| blob.digest == digest);
+        let (number, chain, diff) = self.by_chain.values().find(known).map(|layer| (layer.number, layer.meta.chain, layer.meta.diff))?;
         self.hold(Holder::Worker(worker), chain);
-        Some((number, chain))
+        Some((number, chain, diff))
     }
 
     /// Whether `worker` may make this layer.

@@ -5,8 +5,10 @@ pub mod config;
 pub mod digest;
 pub mod import;
 pub mod layer;
+pub mod load;
 pub mod names;
 mod open;
+mod outer;
 pub mod reference;
 pub mod remove;
 #[cfg(test)]

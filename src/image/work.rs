@@ -194,9 +194,9 @@ pub fn claim(context: &mut Context, chain: Digest) -> Result<Option<Stored>> {
     }
 }
 
-/// A layer with these bytes anywhere in the store, held for us.
-pub fn find(context: &mut Context, diff: Digest) -> Result<Option<Stored>> {
-    match ask(context, ImageMessage::FindLayer { diff })? {
+/// A layer with these bytes, compressed or not, anywhere in the store, held for us.
+pub fn find(context: &mut Context, digest: Digest) -> Result<Option<Stored>> {
+    match ask(context, ImageMessage::FindLayer { digest })? {
         Answer::Layer { number, chain, diff } => Ok(Some(Stored { number, chain, diff })),
         Answer::None => Ok(None),
         other => Err(unexpected(&other)),

@@ -23,8 +23,8 @@ pub enum ImageMessage {
     /// Is this layer here, or may I make it? Answered when it is decided ([`Answer::Layer`] or [`Answer::Make`]); a layer
     /// that is here is held until this worker ends.
     ClaimLayer { chain: Digest },
-    /// Is there any layer with these bytes, whatever stands below it? [`Answer::Layer`], held; or [`Answer::None`].
-    FindLayer { diff: Digest },
+    /// Is there any layer with these bytes, compressed or not, whatever stands below it? [`Answer::Layer`], held; or [`Answer::None`].
+    FindLayer { digest: Digest },
     /// A claimed layer is whole, verified and synced under this name in the worker's place in staging. [`Answer::Layer`].
     LayerReady { name: String, meta: LayerMeta },
     /// A layer was seen in this compressed form. Wants no answer.
