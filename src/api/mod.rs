@@ -3,6 +3,7 @@
 pub mod filters;
 pub mod image_views;
 pub mod images;
+pub mod registry;
 pub mod routes;
 pub mod swarm;
 pub mod system;

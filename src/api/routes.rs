@@ -1,6 +1,6 @@
 //! The map of the API: method, pattern, versions, handler. `{id}` is one segment, `{name...}` one or more.
 
-use super::{Reply, Request, images, swarm, system};
+use super::{Reply, Request, images, registry, swarm, system};
 use crate::daemon::Daemon;
 use crate::error::{Error, Result};
 use crate::http::{Method, query};
@@ -36,7 +36,7 @@ const fn worker(method: &'static str, pattern: &'static str, handler: Worker) ->
 }
 
 /// Every route, by resource.
-pub const ROUTES: &[&[Route]] = &[SYSTEM, IMAGES, SWARM];
+pub const ROUTES: &[&[Route]] = &[SYSTEM, IMAGES, REGISTRY, SWARM];
 
 const SYSTEM: &[Route] = &[
     now("GET", "/_ping", system::ping),
@@ -56,6 +56,13 @@ const IMAGES: &[Route] = &[
     now("POST", "/images/prune", images::prune),
     worker("POST", "/images/create", images::create),
     worker("POST", "/images/load", images::load),
+];
+
+const REGISTRY: &[Route] = &[
+    worker("POST", "/images/create", registry::pull),
+    worker("POST", "/auth", registry::auth),
+    worker("GET", "/images/search", registry::search),
+    worker("GET", "/distribution/{name...}/json", registry::distribution),
 ];
 
 const SWARM: &[Route] = &[

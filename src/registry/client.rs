@@ -79,6 +79,21 @@ impl Client {
         Ok(client)
     }
 
+    /// The same repository for another process: what is known goes along, connections do not.
+    pub fn sibling(&self) -> Client {
+        Client {
+            transport: Transport::new(self.transport.settings().clone()),
+            endpoint: self.endpoint.clone(),
+            path: self.path.clone(),
+            actions: self.actions,
+            login: self.login.clone(),
+            challenge: self.challenge.clone(),
+            also: self.also.clone(),
+            token: self.token.clone(),
+            refresh_token: self.refresh_token.clone(),
+        }
+    }
+
     pub fn endpoint(&self) -> &Endpoint {
         &self.endpoint
     }
@@ -283,7 +298,7 @@ impl Client {
         }
         let mut reader = self.blob(digest, size);
         let mut bytes = Vec::new();
-        reader.read_to_end(&mut bytes).map_err(|e| Fault::transient(words(&e)))?;
+        reader.read_to_end(&mut bytes).map_err(|e| Fault::permanent(words(&e)))?;
         Ok(bytes)
     }
 
@@ -365,6 +380,12 @@ pub struct Blob<'a> {
 pub type RetryHook<'a> = Box<dyn FnMut(u64) + 'a>;
 
 impl<'a> Blob<'a> {
+    /// Leaves the digest to the caller, who hashes the bytes anyway.
+    pub fn without_digest(mut self) -> Blob<'a> {
+        self.hash = None;
+        self
+    }
+
     /// Lets the caller tell of waits before a retry.
     pub fn on_retry(mut self, hook: impl FnMut(u64) + 'a) -> Blob<'a> {
         self.on_retry = Some(Box::new(hook));
@@ -426,7 +447,7 @@ impl<'a> Blob<'a> {
         self.body = None;
         self.failures += 1;
         if !fault.transient || self.failures >= self.attempts {
-            return Err(io::Error::other(fault));
+            return Err(fault.into_io());
         }
         for left in (1..=u64::from(self.failures) * 5).rev() {
             if let Some(hook) = &mut self.on_retry {
@@ -439,17 +460,16 @@ impl<'a> Blob<'a> {
 
     /// The checks at the end.
     fn verify(&mut self) -> io::Result<()> {
-        let Some(hash) = self.hash.take() else { return Ok(()) };
         if let Some(body) = &mut self.body {
             let mut one = [0];
             if body.read(&mut one).unwrap_or(0) > 0 {
                 let message = format!("blob {} is longer than the manifest's {} bytes", self.digest, self.size);
-                return Err(io::Error::other(Fault::permanent(message)));
+                return Err(Fault::permanent(message).into_io());
             }
         }
-        let got = hash.finish();
-        if got != self.digest {
-            return Err(io::Error::other(Fault::permanent(format!("filesystem layer verification failed for digest {}", self.digest))));
+        let Some(hash) = self.hash.take() else { return Ok(()) };
+        if hash.finish() != self.digest {
+            return Err(Fault::permanent(format!("filesystem layer verification failed for digest {}", self.digest)).into_io());
         }
         Ok(())
     }
@@ -491,9 +511,4 @@ impl Read for Blob<'_> {
             }
         }
     }
-}
-
-/// The fault inside an error that came through [`Blob`]'s reader.
-pub fn fault_of(e: &io::Error) -> Option<Fault> {
-    e.get_ref().and_then(|inner| inner.downcast_ref::<Fault>()).cloned()
 }

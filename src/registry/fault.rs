@@ -43,6 +43,11 @@ impl Fault {
         }
     }
 
+    /// For code that reads a blob as a stream: its words come through unchanged.
+    pub fn into_io(self) -> std::io::Error {
+        std::io::Error::other(Error::from(self))
+    }
+
     /// As Go's HTTP client wraps an error: `Get "https://…": cause`.
     pub fn of_request(self, method: &str, url: &str) -> Fault {
         let mut letters = method.chars();
@@ -60,6 +65,7 @@ impl Fault {
             )),
             "MANIFEST_UNKNOWN" => Error::not_found(format!("manifest for {} not found: {}", reference.familiar(), self.message)),
             "NAME_UNKNOWN" => Error::not_found(format!("repository {} not found: {}", reference.familiar_name(), self.message)),
+            "NO_MATCH" => Error::not_found(self.message),
             _ => self.into(),
         }
     }

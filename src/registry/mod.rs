@@ -1,15 +1,18 @@
 //! The registry client: names to addresses, trust, credentials, manifests and blobs over HTTP.
 //!
-//! All of it is blocking code for worker processes; nothing here starts a thread, and nothing here touches the daemon.
+//! All of it is blocking code for worker processes; nothing here starts a thread, and the daemon hears of it by messages only.
 
 pub mod auth;
 pub mod client;
 mod dns;
 pub mod endpoint;
 pub mod fault;
+mod fetch;
+pub mod inspect;
 pub mod manifest;
 pub mod progress;
 mod proxy;
+pub mod pull;
 mod resolver;
 pub mod search;
 mod transport;

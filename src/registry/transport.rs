@@ -263,6 +263,9 @@ pub fn join(base: &str, location: &str) -> Result<String> {
 
 /// An I/O failure in the words of Go's net package.
 pub fn words(e: &std::io::Error) -> String {
+    if let Some(inner) = e.get_ref().and_then(|inner| inner.downcast_ref::<crate::error::Error>()) {
+        return inner.message.clone();
+    }
     if let Some(inner) = e.get_ref().and_then(|inner| inner.downcast_ref::<ureq::Error>()) {
         return match inner {
             ureq::Error::Io(e) => words(e),
