@@ -150,6 +150,22 @@ pub fn llistxattr(path: &CStr) -> io::Result<Vec<CString>> {
     Ok(list[..n].split(|b| *b == 0).filter(|name| !name.is_empty()).filter_map(|name| CString::new(name).ok()).collect())
 }
 
+/// `flistxattr(2)`: the attribute names. Most files have none, which costs no buffer of the kernel's maximum (64 KiB).
+pub fn flistxattr(fd: BorrowedFd) -> io::Result<Vec<CString>> {
+    let mut list = vec![0u8; 1024];
+    loop {
+        // SAFETY: the kernel writes at most `list.len()` bytes.
+        match check_size(unsafe { libc::flistxattr(fd.as_raw_fd(), list.as_mut_ptr().cast(), list.len()) }) {
+            Ok(n) => {
+                let names = list[..n].split(|b| *b == 0).filter(|name| !name.is_empty());
+                return Ok(names.filter_map(|name| CString::new(name).ok()).collect());
+            }
+            Err(e) if e.raw_os_error() == Some(libc::ERANGE) && list.len() < 65536 => list.resize(65536, 0),
+            Err(e) => return Err(e),
+        }
+    }
+}
+
 /// `chdir(2)`.
 pub fn chdir(path: &CStr) -> io::Result<()> {
     // SAFETY: `path` is NUL-terminated and only read.

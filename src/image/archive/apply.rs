@@ -310,9 +310,7 @@ impl Applier<'_> {
         let metadata = self.metadata(entry);
         let dir = self.walk.directory(parent, Missing::Create)?;
         match fs::mknodat(dir, &c_name, libc::S_IFCHR, 0) {
-            Ok(()) => {
-                fs::fchownat(dir, &c_name, metadata.uid, metadata.gid, libc::AT_SYMLINK_NOFOLLOW).map_err(|e| failed("lchown", path, &e))
-            }
+            Ok(()) => place::dress_link(dir, &c_name, &metadata, path),
             // The layer itself has the name: what it deletes is only what lies below it.
             Err(e) if e.raw_os_error() == Some(libc::EEXIST) => {
                 if stat(dir, &c_name, path)?.st_mode & libc::S_IFMT == libc::S_IFDIR {
@@ -346,7 +344,8 @@ impl Applier<'_> {
         let stat = stat(dir.as_fd(), c_name, &entry.path)?;
         let directory = stat.st_mode & libc::S_IFMT == libc::S_IFDIR;
         if self.options.keep_kinds && directory != (entry.kind == Kind::Directory) {
-            let shown = format!("{}/{}", self.options.destination.trim_end_matches('/'), String::from_utf8_lossy(name));
+            let below = if parent.is_empty() { name.to_vec() } else { [parent, b"/", name].concat() };
+            let shown = format!("{}/{}", self.options.destination.trim_end_matches('/'), String::from_utf8_lossy(&below));
             let destination = &self.options.destination;
             return Err(Error::invalid(if directory {
                 format!("cannot overwrite directory {shown:?} with non-directory {destination:?}")

@@ -8,6 +8,7 @@ use super::decompress::{Compression, Decompressor, detect};
 use super::jail::{self, Policy, Root};
 use super::reader::Limits;
 use super::recipe::Recipe;
+use super::write::{self, Writer};
 use super::{from_io, invalid};
 use crate::error::{Error, Result};
 use crate::image::digest::{Digest, Sha256};
@@ -101,6 +102,26 @@ fn unpack_jailed(plain: &mut dyn Read, layer: BorrowedFd, limits: Limits) -> Res
         serde_json::to_vec(&summary).map_err(|e| Error::system(format!("report: {e}")))
     })?;
     serde_json::from_slice(&report).map_err(|e| Error::system(format!("report: {e}")))
+}
+
+/// Makes a layer of a directory that is in place already: `layer` holds `diff/`, an overlay's upper (a finished build step,
+/// a commit that renames), and gets the `recipe` of its deterministic tar. Nothing is copied.
+///
+/// Reads `trusted.` attributes, so it runs outside any jail, with CAP_SYS_ADMIN. Nothing may write to `diff/` meanwhile.
+pub fn layer_from_upper(layer: BorrowedFd) -> Result<IngestedLayer> {
+    let flags = libc::O_CREAT | libc::O_EXCL | libc::O_WRONLY | libc::O_NOFOLLOW;
+    let file = fd::openat(layer, c"recipe", flags, 0o600).map_err(|e| Error::io("create recipe", &e))?;
+    let tree = fd::openat(layer, c"diff", libc::O_DIRECTORY | libc::O_NOFOLLOW, 0).map_err(|e| Error::io("open diff", &e))?;
+    let mut recipe = Recipe::new(File::from(file))?;
+    let mut sink = io::sink();
+    let mut writer = Writer::recording(&mut sink, &mut recipe);
+    writer.tree(tree.as_fd(), c".", b"", &write::Options { whiteouts: true, ..write::Options::default() })?;
+    let (totals, hasher, tar_size) = writer.finish()?;
+    recipe.finish()?;
+    let diff_id = hasher.map(Sha256::finish).ok_or_else(|| Error::system("no digest of the layer"))?;
+    let write::Totals { entries, content_bytes: content_size } = totals;
+    let (compressed_digest, compressed_size, compression) = (diff_id, tar_size, Compression::Plain);
+    Ok(IngestedLayer { diff_id, tar_size, content_size, compressed_digest, compressed_size, compression, entries })
 }
 
 fn read_up_to(source: &mut dyn Read, buffer: &mut [u8]) -> io::Result<usize> {

@@ -5,8 +5,10 @@
 
 pub mod apply;
 mod bzip2;
+pub mod changes;
 pub mod compress;
 pub mod decompress;
+pub mod encode;
 pub mod header;
 pub mod ingest;
 pub mod jail;
@@ -14,9 +16,13 @@ mod place;
 pub mod reader;
 pub mod recipe;
 mod sparse;
+mod stream;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod tree_tests;
 pub mod walk;
+pub mod write;
 mod xz;
 
 use crate::error::{Error, Kind};

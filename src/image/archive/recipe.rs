@@ -15,10 +15,11 @@ use super::compress::Gzip;
 use super::decompress::Decompressor;
 use super::from_io;
 use super::header::PATH_MAX;
-use super::reader::{CHUNK, Tap};
+use super::reader::Tap;
+use super::stream::Stream;
 use super::walk::{Walk, failed};
 use crate::error::{Error, Result};
-use crate::image::digest::{Digest, Sha256};
+use crate::image::digest::Digest;
 use crate::sys::{self, fd};
 use std::fs::File;
 use std::io::{self, BufReader, Read, Write};
@@ -254,7 +255,7 @@ pub fn reproduce(layer: BorrowedFd, out: &mut dyn Write) -> Result<Reproduced> {
     let diff = fd::openat(layer, c"diff", libc::O_DIRECTORY | libc::O_NOFOLLOW, 0).map_err(|e| Error::io("open diff", &e))?;
     let mut files = Walk::new(diff.as_fd());
     let mut steps = steps(layer)?;
-    let mut stream = Stream { out, buffer: vec![0; CHUNK].into_boxed_slice(), used: 0, hasher: Sha256::new(), size: 0 };
+    let mut stream = Stream::new(out, true);
     let mut number = 0u64;
     loop {
         let step = steps.next()?;
@@ -272,20 +273,23 @@ pub fn reproduce(layer: BorrowedFd, out: &mut dyn Write) -> Result<Reproduced> {
             }
         };
         match step {
-            Step::Framing(length) => stream.framing(&mut steps.input, length)?,
+            Step::Framing(length) => copy_framing(&mut stream, &mut steps.input, length)?,
             Step::Content { path, size, crc } => {
                 let file = open(&path)?;
                 let stat = fd::fstat(file.as_fd()).map_err(|e| failed("stat", &path, &e))?;
                 if stat.st_mode & libc::S_IFMT != libc::S_IFREG || u64::try_from(stat.st_size) != Ok(size) {
                     return Err(changed(&path));
                 }
-                stream.content(&file, &path, &[(0, size)], crc)?;
+                copy_content(&mut stream, &file, &path, &[(0, size)], crc)?;
             }
-            Step::Regions { path, regions, crc } => stream.content(&open(&path)?, &path, &regions, crc)?,
+            Step::Regions { path, regions, crc } => copy_content(&mut stream, &open(&path)?, &path, &regions, crc)?,
             Step::Superseded { .. } => {}
             Step::End { size } => {
-                stream.flush()?;
-                return if size == stream.size { Ok(Reproduced { diff_id: stream.hasher.finish(), size }) } else { Err(torn()) };
+                let (hasher, written) = stream.finish()?;
+                return match hasher {
+                    Some(hasher) if size == written => Ok(Reproduced { diff_id: hasher.finish(), size }),
+                    _ => Err(torn()),
+                };
             }
         }
     }
@@ -324,62 +328,35 @@ fn check(layer: BorrowedFd) -> Result<Vec<Spare>> {
     }
 }
 
-/// The output: gathered into large pieces, hashed on the way.
-struct Stream<'a> {
-    out: &'a mut dyn Write,
-    buffer: Box<[u8]>,
-    used: usize,
-    hasher: Sha256,
-    size: u64,
+/// Copies framing from the recipe.
+fn copy_framing(stream: &mut Stream, input: &mut impl Read, mut length: usize) -> Result<()> {
+    while length > 0 {
+        let room = stream.room(length as u64)?;
+        input.read_exact(room).map_err(|_| torn())?;
+        let count = room.len();
+        stream.advance(count);
+        length -= count;
+    }
+    Ok(())
 }
 
-impl Stream<'_> {
-    fn flush(&mut self) -> Result<()> {
-        let piece = &self.buffer[..self.used];
-        self.hasher.update(piece);
-        self.out.write_all(piece).map_err(|e| from_io("write archive", e))?;
-        self.size += piece.len() as u64;
-        self.used = 0;
-        Ok(())
-    }
-
-    /// Room for at least one byte, at most `most`.
-    fn room(&mut self, most: u64) -> Result<&mut [u8]> {
-        if self.used == self.buffer.len() {
-            self.flush()?;
-        }
-        let most = usize::try_from(most).unwrap_or(usize::MAX).min(self.buffer.len() - self.used);
-        Ok(&mut self.buffer[self.used..self.used + most])
-    }
-
-    fn framing(&mut self, input: &mut impl Read, mut length: usize) -> Result<()> {
-        while length > 0 {
-            let room = self.room(length as u64)?;
-            input.read_exact(room).map_err(|_| torn())?;
-            let count = room.len();
-            self.used += count;
-            length -= count;
-        }
-        Ok(())
-    }
-
-    fn content(&mut self, file: &File, path: &[u8], regions: &[(u64, u64)], wanted: u32) -> Result<()> {
-        let mut crc = crc32fast::Hasher::new();
-        for (offset, length) in regions {
-            let (mut at, mut left) = (*offset, *length);
-            while left > 0 {
-                let room = self.room(left)?;
-                let position = i64::try_from(at).map_err(|_| torn())?;
-                let count = fd::pread(file.as_fd(), room, position).map_err(|e| failed("read", path, &e))?;
-                if count == 0 {
-                    return Err(changed(path));
-                }
-                crc.update(&room[..count]);
-                self.used += count;
-                at += count as u64;
-                left -= count as u64;
+/// Copies regions of a file, which must have the CRC-32 that was recorded.
+fn copy_content(stream: &mut Stream, file: &File, path: &[u8], regions: &[(u64, u64)], wanted: u32) -> Result<()> {
+    let mut crc = crc32fast::Hasher::new();
+    for (offset, length) in regions {
+        let (mut at, mut left) = (*offset, *length);
+        while left > 0 {
+            let room = stream.room(left)?;
+            let position = i64::try_from(at).map_err(|_| torn())?;
+            let count = fd::pread(file.as_fd(), room, position).map_err(|e| failed("read", path, &e))?;
+            if count == 0 {
+                return Err(changed(path));
             }
+            crc.update(&room[..count]);
+            stream.advance(count);
+            at += count as u64;
+            left -= count as u64;
         }
-        if crc.finalize() == wanted { Ok(()) } else { Err(changed(path)) }
     }
+    if crc.finalize() == wanted { Ok(()) } else { Err(changed(path)) }
 }

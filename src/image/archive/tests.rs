@@ -504,7 +504,7 @@ fn damaged_tars_never_hang_crash_or_escape() {
     let started = std::time::Instant::now();
     let mut accepted = 0;
     for round in 0..150 {
-        if started.elapsed().as_secs() > 10 {
+        if started.elapsed().as_secs() > 3 {
             break;
         }
         let mut bytes = seed_tar.clone();
