@@ -4,6 +4,7 @@ pub mod age;
 pub mod apparmor;
 mod attach;
 pub mod capabilities;
+pub mod cdi;
 pub mod cgroup;
 mod child;
 pub mod config;
