@@ -197,7 +197,7 @@ pub fn create(daemon: &mut Daemon, request: &Request) -> Result<Job> {
         _ => None,
     };
     if !query.get("fromImage").is_empty() {
-        return Err(Error::not_implemented("pull is not here yet"));
+        return super::registry::pull(daemon, request, platform);
     }
     let source = query.get("fromSrc").to_owned();
     let message = match query.get("message") {

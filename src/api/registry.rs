@@ -53,7 +53,7 @@ pub fn login_of(request: &Request) -> Login {
 }
 
 /// POST /images/create?fromImage=…
-pub fn pull(daemon: &mut Daemon, request: &Request) -> Result<Job> {
+pub fn pull(daemon: &mut Daemon, request: &Request, platform: Option<Platform>) -> Result<Job> {
     // A trailing colon once meant all tags.
     let image = request.query.get("fromImage").trim_end_matches(':');
     let mut reference = Reference::parse(image)?;
@@ -64,11 +64,6 @@ pub fn pull(daemon: &mut Daemon, request: &Request) -> Result<Job> {
             Err(_) => reference.with_tag(tag)?,
         };
     }
-    let platform = match request.query.get("platform") {
-        "" => None,
-        text if request.minor >= 32 => Some(Platform::parse(text)?),
-        _ => None,
-    };
     let (login, settings, place) = (login_of(request), settings(daemon, request), daemon.images.place().clone());
     Ok(pull::job(Pull { reference, platform, login, settings, place }))
 }

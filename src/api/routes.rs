@@ -59,7 +59,6 @@ const IMAGES: &[Route] = &[
 ];
 
 const REGISTRY: &[Route] = &[
-    worker("POST", "/images/create", registry::pull),
     worker("POST", "/auth", registry::auth),
     worker("GET", "/images/search", registry::search),
     worker("GET", "/distribution/{name...}/json", registry::distribution),

@@ -13,7 +13,6 @@ pub mod reference;
 pub mod remove;
 #[cfg(test)]
 pub(crate) mod scratch;
-pub mod staging;
 pub mod state_file;
 pub mod store;
 #[cfg(test)]

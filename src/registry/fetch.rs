@@ -7,7 +7,7 @@ use crate::error::{Error, Result};
 use crate::image::archive::ingest::{Expect, ingest_layer};
 use crate::image::digest::Digest;
 use crate::image::layer::{Blob, LayerMeta};
-use crate::image::staging::{self, Staging};
+use crate::image::work::{Staged, Work};
 use crate::sys;
 use crate::sys::process::Pid;
 use serde::{Deserialize, Serialize};
@@ -27,8 +27,6 @@ pub struct Wanted {
     pub parent: Option<Digest>,
     /// Domain and path of the repository, remembered for pushes.
     pub repository: String,
-    /// Its directory's name in staging.
-    pub name: String,
 }
 
 /// What a fetching process says.
@@ -38,12 +36,15 @@ pub enum Report {
     Downloading(u64),
     /// Waits so many seconds before it tries again.
     Retrying(u64),
+    /// The layer is whole in staging, verified and synced.
     Done(LayerMeta),
     Failed(String),
 }
 
 /// A running fetch.
 pub struct Fetch {
+    /// The layer's directory in the worker's place.
+    pub name: String,
     pid: Pid,
     pipe: OwnedFd,
     unread: Vec<u8>,
@@ -52,19 +53,19 @@ pub struct Fetch {
 
 impl Fetch {
     /// Starts a process for one layer.
-    pub fn start(client: &Client, staging: &Staging, wanted: &Wanted) -> Result<Fetch> {
+    pub fn start(client: &Client, work: &mut Work, wanted: &Wanted) -> Result<Fetch> {
         let failed = |e: std::io::Error| Error::io("start a download", &e);
-        let dir = staging.layer(&wanted.name)?;
+        let (name, dir) = work.directory()?;
         let (pipe, report) = sys::fd::pipe2(libc::O_CLOEXEC).map_err(failed)?;
         let parent = sys::process::getpid();
         if let Some(pid) = sys::process::fork().map_err(failed)? {
-            return Ok(Fetch { pid, pipe, unread: Vec::new(), ended: false });
+            return Ok(Fetch { name, pid, pipe, unread: Vec::new(), ended: false });
         }
         // The child. Its parent's death ends it; it leaves by _exit alone.
         std::mem::forget(pipe);
         let alone = sys::security::set_pdeathsig(libc::SIGKILL).is_ok() && sys::process::getppid() == parent;
         if alone {
-            let outcome = fetch(&mut client.sibling(), wanted, dir.as_fd(), report.as_fd());
+            let outcome = fetch(&mut client.sibling(), work, name, wanted, dir.as_fd(), report.as_fd());
             let last = outcome.map_or_else(|e| Report::Failed(e.message), Report::Done);
             send(report.as_fd(), &last);
         }
@@ -116,7 +117,7 @@ fn send(pipe: BorrowedFd, report: &Report) {
     let _ = sys::fd::write_all(pipe, &line);
 }
 
-fn fetch(client: &mut Client, wanted: &Wanted, dir: BorrowedFd, report: BorrowedFd) -> Result<LayerMeta> {
+fn fetch(client: &mut Client, work: &Work, name: String, wanted: &Wanted, dir: BorrowedFd, report: BorrowedFd) -> Result<LayerMeta> {
     let Descriptor { digest, size, urls, media_type, .. } = &wanted.descriptor;
     let expect = Expect { compressed_digest: Some(*digest), compressed_size: Some(*size), diff_id: Some(wanted.diff), ..Expect::default() };
     let mut blob = client.blob(*digest, *size).without_digest().with_urls(urls).on_retry(|left| send(report, &Report::Retrying(left)));
@@ -132,9 +133,8 @@ fn fetch(client: &mut Client, wanted: &Wanted, dir: BorrowedFd, report: Borrowed
     if blob.read(&mut [0]).map_err(|e| Error::system(super::transport::words(&e)))? > 0 {
         return Err(Error::invalid("layer is larger than its descriptor says"));
     }
-    let mut meta = staging::meta(&layer, wanted.parent);
     let known = Blob { digest: *digest, size: *size, media_type: media_type.clone(), repositories: vec![wanted.repository.clone()] };
-    meta.learn(known);
-    Staging::finish_layer(dir, &meta)?;
+    let meta = work.describe(&Staged { name, layer }, wanted.parent, Some(known))?;
+    work.sync()?;
     Ok(meta)
 }

@@ -11,8 +11,8 @@ use crate::image::config::{Document, Platform};
 use crate::image::digest::{Digest, chain_id};
 use crate::image::layer::{Blob, LayerMeta};
 use crate::image::reference::Reference;
-use crate::image::staging::{self, Staging};
 use crate::image::store::Place;
+use crate::image::work::{self, Work};
 use crate::sys;
 use crate::worker::message::{Answer, ImageMessage, Message};
 use crate::worker::{Context, Job};
@@ -44,9 +44,9 @@ pub struct Pulled {
 /// The job behind `POST /images/create?fromImage=…`.
 pub fn job(pull: Pull) -> Job {
     Job::new(format!("pull {}", pull.reference.familiar()), move |context| {
-        let mut staging = None;
+        let mut place = None;
         let all = pull.reference.is_name_only();
-        let pulled = run(&pull, context, &mut staging)?;
+        let pulled = run(&pull, context, &mut place)?;
         let shown = if all { pull.reference.familiar_name() } else { pull.reference.familiar() };
         let status = if pulled.iter().any(|p| p.new) { "Downloaded newer image for" } else { "Image is up to date for" };
         say(context, &progress::status("", format!("Status: {status} {shown}")))
@@ -54,7 +54,7 @@ pub fn job(pull: Pull) -> Job {
 }
 
 /// Pulls from the first endpoint that has it, saying how it goes on the context's stream.
-pub fn run(pull: &Pull, context: &mut Context, staging: &mut Option<Staging>) -> Result<Vec<Pulled>> {
+pub fn run(pull: &Pull, context: &mut Context, work: &mut Option<Work>) -> Result<Vec<Pulled>> {
     if pull.reference.familiar_name() == "scratch" {
         return Err(Error::invalid("'scratch' is a reserved name"));
     }
@@ -67,7 +67,7 @@ pub fn run(pull: &Pull, context: &mut Context, staging: &mut Option<Staging>) ->
                 continue;
             }
         };
-        match pull_from(pull, &mut client, context, staging) {
+        match pull_from(pull, &mut client, context, work) {
             Ok(pulled) => return Ok(pulled),
             // A mirror's failure is not the registry's; but a stream that has begun tells what happened in it.
             Err(e) if endpoint.mirror && !context.started() => last = e,
@@ -77,25 +77,19 @@ pub fn run(pull: &Pull, context: &mut Context, staging: &mut Option<Staging>) ->
     Err(last)
 }
 
-fn pull_from(pull: &Pull, client: &mut Client, context: &mut Context, staging: &mut Option<Staging>) -> Result<Vec<Pulled>> {
+fn pull_from(pull: &Pull, client: &mut Client, context: &mut Context, work: &mut Option<Work>) -> Result<Vec<Pulled>> {
     if !pull.reference.is_name_only() {
-        return Ok(vec![pull_one(pull, &pull.reference, client, context, staging)?]);
+        return Ok(vec![pull_one(pull, &pull.reference, client, context, work)?]);
     }
     let mut pulled = Vec::new();
     for tag in client.tags().map_err(|f| f.of_pull(&pull.reference))? {
         let reference = pull.reference.with_tag(&tag)?;
-        pulled.push(pull_one(pull, &reference, client, context, staging)?);
+        pulled.push(pull_one(pull, &reference, client, context, work)?);
     }
     Ok(pulled)
 }
 
-fn pull_one(
-    pull: &Pull,
-    reference: &Reference,
-    client: &mut Client,
-    context: &mut Context,
-    staging: &mut Option<Staging>,
-) -> Result<Pulled> {
+fn pull_one(pull: &Pull, reference: &Reference, client: &mut Client, context: &mut Context, work: &mut Option<Work>) -> Result<Pulled> {
     let fault = |f: Fault| f.of_pull(reference);
     let asked = match (reference.digest(), reference.tag()) {
         (Some(digest), _) => Some(digest),
@@ -117,12 +111,14 @@ fn pull_one(
     let config = client.blob_bytes(manifest.config.digest, manifest.config.size, CONFIG_MAX).map_err(fault)?;
     let document = Document::parse(&config)?;
     check(&document, &manifest)?;
-    if staging.is_none() {
-        *staging = Some(Staging::make(&pull.place, context.number)?);
-    }
-    let Some(place) = staging.as_ref() else { return Err(Error::system("no place in staging")) };
-    layers(pull, reference, client, &manifest, &document, place, context)?;
-    let id = place.image(context, &config, None, false)?;
+    let work = match work {
+        Some(work) => work,
+        None => work.insert(Work::begin(&pull.place, context.number)?),
+    };
+    layers(pull, reference, client, &manifest, &document, work, context)?;
+    let staged = work.stage_document(&config)?;
+    work.sync()?;
+    let id = work::image_ready(context, work, staged, None, false)?;
     if let Some(wanted) = pull.platform.as_ref().filter(|wanted| !wanted.accepts(&document.platform())) {
         let (name, is) = (reference.familiar(), document.platform());
         let text = format!(
@@ -196,7 +192,7 @@ enum Progress {
     Queued,
     Running(Fetch),
     /// Made, and waiting for the ones below it.
-    Made(LayerMeta),
+    Made(String, LayerMeta),
 }
 
 /// Brings all layers into the store, up to `downloads` at once.
@@ -206,18 +202,16 @@ fn layers(
     client: &Client,
     manifest: &Manifest,
     document: &Document,
-    place: &Staging,
+    work: &mut Work,
     context: &mut Context,
 ) -> Result<()> {
     let mut steps: Vec<Step> = Vec::new();
     let mut below = None;
-    for (number, (descriptor, diff)) in manifest.layers.iter().zip(document.diff_ids()).enumerate() {
+    for (descriptor, diff) in manifest.layers.iter().zip(document.diff_ids()) {
         let chain = chain_id(below, *diff);
-        let repository = reference.name();
-        let wanted =
-            Wanted { descriptor: descriptor.clone(), diff: *diff, parent: below, repository, name: format!("{}-{number}", chain.short()) };
+        let wanted = Wanted { descriptor: descriptor.clone(), diff: *diff, parent: below, repository: reference.name() };
         let short = descriptor.digest.short();
-        let here = staging::claim(context, chain)?.is_some();
+        let here = work::claim(context, chain)?.is_some();
         say(context, &progress::layer(&short, if here { "Already exists" } else { "Pulling fs layer" }))?;
         if here {
             let Wanted { descriptor, repository, .. } = &wanted;
@@ -236,13 +230,13 @@ fn layers(
     loop {
         let running = steps.iter().filter(|s| matches!(s.state, Progress::Running(_))).count();
         for step in steps.iter_mut().filter(|s| matches!(s.state, Progress::Queued)).take(limit.saturating_sub(running)) {
-            step.state = Progress::Running(Fetch::start(client, place, &step.wanted)?);
+            step.state = Progress::Running(Fetch::start(client, work, &step.wanted)?);
         }
         while let Some(step) = steps.get_mut(next) {
             match &step.state {
                 Progress::Here => {}
-                Progress::Made(meta) => {
-                    staging::ready(context, &step.wanted.name, meta.clone())?;
+                Progress::Made(name, meta) => {
+                    work::ask(context, ImageMessage::LayerReady { name: name.clone(), meta: meta.clone() })?;
                     say(context, &progress::layer(&step.short, "Pull complete"))?;
                     step.state = Progress::Here;
                 }
@@ -284,7 +278,7 @@ fn wait(steps: &mut [Step], context: &mut Context) -> Result<()> {
                     say(context, &progress::layer(&step.short, "Download complete"))?;
                     // Unpacked while it came: what is left is the rename.
                     say(context, &progress::bar(&step.short, "Extracting", size, size))?;
-                    step.state = Progress::Made(meta);
+                    step.state = Progress::Made(fetch.name.clone(), meta);
                     break;
                 }
             }
@@ -295,13 +289,9 @@ fn wait(steps: &mut [Step], context: &mut Context) -> Result<()> {
 
 /// Names the image by tag and digest, and publishes the event.
 fn finish(reference: &Reference, digest: Digest, id: Digest, document: Option<&Document>, context: &mut Context) -> Result<Pulled> {
-    let mut tag = |name: String, event| match context.ask(&Message::Image(ImageMessage::Tag { reference: name, id, event }))? {
-        Answer::Tagged { before } => Ok(before != Some(id)),
-        other => Err(Error::system(format!("unexpected answer {other:?}"))),
-    };
-    let by_digest = tag(reference.with_digest(digest).to_string(), false)?;
-    let new = match (reference.digest(), reference.tag()) {
-        (None, Some(_)) => tag(reference.to_string(), false)?,
+    let by_digest = work::tag(context, &reference.with_digest(digest), id, false)?;
+    let before = match (reference.digest(), reference.tag()) {
+        (None, Some(_)) => work::tag(context, reference, id, false)?,
         _ => by_digest,
     };
     say(context, &progress::status("", format!("Digest: {digest}")))?;
@@ -309,7 +299,7 @@ fn finish(reference: &Reference, digest: Digest, id: Digest, document: Option<&D
     let mut attributes: BTreeMap<String, String> = labels;
     attributes.insert("name".into(), reference.familiar_name());
     context.tell(&Message::Event { kind: "image".into(), action: "pull".into(), id: reference.familiar(), attributes })?;
-    Ok(Pulled { id, new })
+    Ok(Pulled { id, new: before != Some(id) })
 }
 
 /// One line of the stream; the first one sends the head.
