@@ -6,6 +6,7 @@ mod common;
 mod engine {
     mod crash;
     mod exec;
+    mod house;
     mod http;
     mod images;
     mod lifecycle;

@@ -349,6 +349,11 @@ impl Drop for Daemon {
             return;
         }
         if self.child.is_some() {
+            // What was deleted or failed is cleared in the background; that has an end.
+            let end = Instant::now() + Duration::from_secs(10);
+            while !leftovers::staging(&self.world).is_empty() && Instant::now() < end {
+                std::thread::sleep(Duration::from_millis(5));
+            }
             self.stop();
         }
         // dockerd keeps cgroups and leaves mounts; that is not ours to judge.
