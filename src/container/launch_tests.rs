@@ -369,3 +369,35 @@ fn an_exec_joins_the_container() {
         assert_eq!((failure.step, failure.explain(Phase::Exec).1), (Step::Chdir, 127));
     });
 }
+
+/// Not a test of anything but patience: `cargo test --release … -- --ignored --nocapture start_time`.
+#[test]
+#[ignore = "a measurement"]
+fn start_time() {
+    alone("time", |world| {
+        world.argv = vec!["/bin/true".into()];
+        let mut times = Vec::new();
+        for _ in 0..200 {
+            let begin = std::time::Instant::now();
+            let plan = world.plan();
+            let planned = begin.elapsed();
+            let mut launched = launch(&plan).expect("the daemon's half");
+            let cloned = begin.elapsed();
+            launched.channel.send_go().expect("a channel");
+            loop {
+                wait_readable(launched.channel.as_fd().as_raw_fd());
+                match launched.channel.read_report().expect("a report") {
+                    Some(Report::Running) => break,
+                    Some(Report::Failed(failure)) => panic!("{failure}"),
+                    _ => {}
+                }
+            }
+            let running = begin.elapsed();
+            drop(sys::process::waitpid(launched.pid, 0));
+            times.push((begin.elapsed(), planned, cloned, running));
+        }
+        times.sort();
+        let text = format!("{world_times:?}\n{}\n", world.plan(), world_times = times[times.len() / 2]);
+        drop(sys::fd::write_all(std::io::stderr().as_fd(), text.as_bytes()));
+    });
+}

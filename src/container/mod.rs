@@ -9,12 +9,14 @@ pub mod cgroup;
 mod child;
 pub mod config;
 pub mod exec_launch;
+pub mod init;
 pub mod launch;
 #[cfg(test)]
 mod launch_tests;
 mod overlay;
 pub mod plan;
 pub mod plan_mounts;
+mod plan_print;
 pub mod plan_process;
 pub mod report;
 pub mod rootfs;

@@ -56,6 +56,16 @@ pub fn all_signals() -> libc::sigset_t {
     unsafe { set.assume_init() }
 }
 
+/// The set of all signals but these.
+pub fn all_signals_but(excepted: &[c_int]) -> libc::sigset_t {
+    let mut set = all_signals();
+    for signal in excepted {
+        // SAFETY: `set` is a live, initialised set; a number that is no signal is refused.
+        unsafe { libc::sigdelset(&raw mut set, *signal) };
+    }
+    set
+}
+
 /// The empty set.
 pub fn no_signals() -> libc::sigset_t {
     let mut set = MaybeUninit::uninit();

@@ -147,6 +147,12 @@ pub fn setsid() -> io::Result<()> {
     check(unsafe { libc::setsid() }).map(drop)
 }
 
+/// `setpgid(2)`.
+pub fn setpgid(pid: Pid, group: Pid) -> io::Result<()> {
+    // SAFETY: no memory is passed.
+    check(unsafe { libc::setpgid(pid, group) }).map(drop)
+}
+
 /// `unshare(2)`.
 pub fn unshare(flags: c_int) -> io::Result<()> {
     // SAFETY: no memory is passed; the process has one thread.

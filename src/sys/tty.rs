@@ -32,6 +32,12 @@ pub fn set_controlling(tty: BorrowedFd) -> io::Result<()> {
     check(unsafe { libc::ioctl(tty.as_raw_fd(), libc::TIOCSCTTY, 0) }).map(drop)
 }
 
+/// `tcsetpgrp(3)`: the terminal's foreground process group.
+pub fn tcsetpgrp(tty: BorrowedFd, group: libc::pid_t) -> io::Result<()> {
+    // SAFETY: no memory is passed.
+    check(unsafe { libc::tcsetpgrp(tty.as_raw_fd(), group) }).map(drop)
+}
+
 /// TIOCSWINSZ: character rows and columns.
 pub fn set_window_size(tty: BorrowedFd, rows: u16, columns: u16) -> io::Result<()> {
     let size = libc::winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
