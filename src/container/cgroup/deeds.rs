@@ -302,3 +302,57 @@ fn a_left_over_directory_gives_way_to_a_new_start() {
     new.kill_all().unwrap();
     status(pid);
 }
+
+/// The systemd driver's order of things: the process, the unit around it, the plan's files; then an update, and the unit's end.
+#[test]
+fn a_systemd_scope_holds_limits_and_goes() {
+    let systemd = fs::symlink_metadata("/run/systemd/system").is_ok() && process::geteuid() == 0;
+    if !systemd {
+        eprintln!("skipped: systemd does not run here");
+        return;
+    }
+    let mut cgroups = Cgroups::open(Driver::Systemd, "").unwrap();
+    let id = format!("coracletest{}", process::getpid());
+    let resources = Resources { memory: 64 << 20, memory_swap: 64 << 20, pids_limit: Some(9), cpu_shares: 512, ..Resources::default() };
+    let plan = plan(cgroups.facts(), &id, &resources, &Devices::with(&[]), &devices::numbers).unwrap();
+    let scope = plan.scope.clone().unwrap();
+    let (gate, go) = fd::pipe2(0).unwrap();
+    let Some(pid) = process::fork().unwrap() else {
+        drop(go);
+        let mut word = [0];
+        let _ = fd::read(gate.as_fd(), &mut word);
+        // Opening is denied by the program that was attached meanwhile.
+        let denied = fs::File::open("/dev/kmsg").err().and_then(|e| e.raw_os_error()) == Some(libc::EPERM);
+        if !denied {
+            process::exit(1);
+        }
+        loop {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    };
+    drop(gate);
+    let mut bus = super::Bus::connect().unwrap();
+    bus.start_scope(&scope, pid).unwrap();
+    let mut cgroup = cgroups.create(&plan).unwrap();
+    assert_eq!(cgroup.path(), format!("/system.slice/docker-{id}.scope"));
+    assert!(fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap().contains(&cgroup.path()));
+    assert!(cgroups.facts().support.memory_limit && cgroups.facts().support.swap_limit, "{:?}", cgroups.facts().support);
+    drop(go);
+    let stats = cgroup.stats().unwrap();
+    assert_eq!((stats.memory.unwrap().limit, stats.pids.unwrap().limit), (64 << 20, 9));
+    let more = Resources { memory: 128 << 20, memory_swap: 128 << 20, pids_limit: Some(19), ..resources.clone() };
+    cgroup.update(&resources, &more, &devices::numbers).unwrap();
+    bus.set_properties(&scope.name, &super::systemd::limits(cgroups.facts().hierarchy.version.is_v2(), &more)).unwrap();
+    assert_eq!(cgroup.stats().unwrap().memory.unwrap().limit, 128 << 20);
+    let reload = std::process::Command::new("systemctl").arg("daemon-reload").status();
+    if reload.is_ok() {
+        let stats = cgroup.stats().unwrap();
+        assert_eq!((stats.memory.unwrap().limit, stats.pids.unwrap().limit), (128 << 20, 19), "kept through a reload");
+    }
+    assert_eq!(cgroup.processes().unwrap(), [pid]);
+    assert!(process::waitpid(pid, libc::WNOHANG).unwrap().is_none(), "the device was denied, so it still runs");
+    bus.stop(&scope.name).unwrap();
+    assert!(matches!(status(pid), ExitStatus::Signal(_)));
+    assert!(wait_until(|| cgroups.reopen(&plan.path()).unwrap().is_none()));
+    bus.stop(&scope.name).unwrap();
+}
