@@ -1,10 +1,13 @@
 //! The Engine API: requests and answers, versions, kinds of errors to status codes. One file per resource.
 
+pub mod containers;
+pub mod exec;
 pub mod filters;
 pub mod image_views;
 pub mod images;
 pub mod registry;
 pub mod routes;
+pub mod streams;
 pub mod swarm;
 pub mod system;
 

@@ -1,6 +1,6 @@
 //! The map of the API: method, pattern, versions, handler. `{id}` is one segment, `{name...}` one or more.
 
-use super::{Reply, Request, images, registry, swarm, system};
+use super::{Reply, Request, containers, exec, images, registry, streams, swarm, system};
 use crate::daemon::Daemon;
 use crate::error::{Error, Result};
 use crate::http::{Method, query};
@@ -36,7 +36,7 @@ const fn worker(method: &'static str, pattern: &'static str, handler: Worker) ->
 }
 
 /// Every route, by resource.
-pub const ROUTES: &[&[Route]] = &[SYSTEM, IMAGES, REGISTRY, SWARM];
+pub const ROUTES: &[&[Route]] = &[SYSTEM, CONTAINERS, IMAGES, REGISTRY, SWARM];
 
 const SYSTEM: &[Route] = &[
     now("GET", "/_ping", system::ping),
@@ -62,6 +62,29 @@ const REGISTRY: &[Route] = &[
     worker("POST", "/auth", registry::auth),
     worker("GET", "/images/search", registry::search),
     worker("GET", "/distribution/{name...}/json", registry::distribution),
+];
+
+const CONTAINERS: &[Route] = &[
+    now("GET", "/containers/json", containers::list),
+    now("POST", "/containers/create", containers::create),
+    now("POST", "/containers/prune", containers::prune),
+    now("GET", "/containers/{id}/json", containers::inspect),
+    now("GET", "/containers/{id}/logs", streams::logs),
+    now("POST", "/containers/{id}/start", containers::start),
+    now("POST", "/containers/{id}/stop", containers::stop),
+    now("POST", "/containers/{id}/restart", containers::restart),
+    now("POST", "/containers/{id}/kill", containers::kill),
+    now("POST", "/containers/{id}/pause", containers::pause),
+    now("POST", "/containers/{id}/unpause", containers::unpause),
+    now("POST", "/containers/{id}/wait", containers::wait),
+    now("POST", "/containers/{id}/attach", streams::attach),
+    now("POST", "/containers/{id}/resize", containers::resize),
+    now("POST", "/containers/{id}/rename", containers::rename),
+    now("DELETE", "/containers/{id}", containers::remove),
+    now("POST", "/containers/{id}/exec", exec::create),
+    now("POST", "/exec/{id}/start", exec::start),
+    now("GET", "/exec/{id}/json", exec::inspect),
+    now("POST", "/exec/{id}/resize", exec::resize),
 ];
 
 const SWARM: &[Route] = &[

@@ -15,6 +15,8 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 pub enum Child {
     /// A worker, by its number.
     Worker(u64),
+    /// A container's or exec's process, by its number.
+    Process(u64),
     /// A short helper with a continuation on exit.
     Helper { name: String, then: Then<ExitStatus> },
 }
@@ -90,6 +92,7 @@ impl Daemon {
     fn on_exit(&mut self, pid: Pid, status: ExitStatus) {
         match self.children.table.remove(&pid) {
             Some(Child::Worker(number)) => self.on_worker_exit(number, status),
+            Some(Child::Process(number)) => self.on_process_exit(number, status),
             Some(Child::Helper { name, then }) => {
                 log::debug!("helper {name}: {status:?}");
                 then(self, status);
@@ -144,6 +147,14 @@ impl Daemon {
                 self.answer_for_worker(&socket, &Error::io(format!("fork worker {title}"), &e), minor);
             }
         }
+    }
+
+    /// As a worker's route, for a handler that finds out only later that its answer takes long.
+    pub fn serve_by_worker(&mut self, request: &crate::api::Request, job: Job) -> crate::error::Result<crate::api::Reply> {
+        let mut head = request.head.clone();
+        head.framing = crate::http::Framing::None; // its body is read
+        self.hand_over(request.conn, head, request.minor, job);
+        Ok(crate::api::Reply::Parked)
     }
 
     fn enter_worker(

@@ -10,6 +10,17 @@ pub mod options;
 pub mod serve;
 pub mod start;
 
+use crate::container::cgroup::{Cgroup, Cgroups};
+use crate::container::exec::Exec;
+use crate::container::log::follow::Followers;
+use crate::container::plan::Own;
+use crate::container::process::Process;
+use crate::container::record::Id;
+use crate::container::seccomp::{FilterCache, Profile};
+use crate::container::security_opt;
+use crate::container::streams::{HubId, Hubs};
+use crate::container::table::Containers;
+use crate::error::{Error, Result};
 use crate::http::response::CommonHeaders;
 use crate::poll::timer::Timers;
 use crate::poll::{Interest, Poller, Ready, Token};
@@ -44,6 +55,12 @@ pub enum Source {
     WorkerControl(u64),
     /// The client that a worker serves: watched for hang-up only.
     WorkerClient(u64),
+    /// A starting child's channel.
+    Launch(u64),
+    /// A process's stdout (or pty) and stderr.
+    Output(HubId, usize),
+    /// A process's stdin.
+    Stdin(HubId),
 }
 
 /// What a timer is for.
@@ -55,6 +72,18 @@ pub enum Timer {
     EventsUntil(SubscriberId),
     /// The orderly stop has taken too long.
     StopNow,
+    /// A container did not end on its stop signal.
+    StopTimeout(Id),
+    /// A container did not end on SIGKILL.
+    KillTimeout(Id),
+    /// A restart by policy.
+    Restart(Id),
+    /// A cgroup that was still busy.
+    RemoveCgroup(u64),
+    /// A finished exec has been kept long enough.
+    ForgetExec(Rc<str>),
+    /// A follower's pages should be in memory by now.
+    WakeFollower(ConnId),
 }
 
 /// Everything.
@@ -70,6 +99,28 @@ pub struct Daemon {
     pub images: crate::image::Store,
     /// A worker is deleting what was thrown away.
     pub(crate) sweeping: bool,
+    pub containers: Containers,
+    pub(crate) processes: HashMap<u64, Process>,
+    pub(crate) execs: HashMap<Rc<str>, Exec>,
+    pub(crate) hubs: Hubs,
+    pub(crate) followers: Followers,
+    /// Who waits for a start that is under way.
+    pub(crate) start_waiters: HashMap<Id, Vec<Then<Result<()>>>>,
+    /// Why a start that our side gave up was given up.
+    pub(crate) refusals: HashMap<Id, Error>,
+    /// Facts about this process that every launch plan needs.
+    pub(crate) own: Own,
+    /// The binary's own path, for `--init`.
+    pub(crate) own_path: PathBuf,
+    pub(crate) filters: FilterCache,
+    pub(crate) builtin_profile: Rc<Profile>,
+    /// The daemon's default profile.
+    pub(crate) seccomp: security_opt::Seccomp,
+    /// `None` where the host has no cgroups.
+    pub(crate) cgroups: Option<Cgroups>,
+    pub(crate) running_cgroups: HashMap<Id, Cgroup>,
+    pub(crate) dying_cgroups: HashMap<u64, (Cgroup, u32)>,
+    pub(crate) unique_trash: u64,
     pub(crate) children: Children,
     pub(crate) durable: Durable,
     pub(crate) clients: HashMap<ConnId, Client>,
@@ -111,7 +162,8 @@ impl Daemon {
         while !self.is_stopped() {
             self.serve_touched();
             let now = self.now_ms();
-            let timeout = if self.touched.is_empty() { self.timers.next_in_ms(now) } else { Some(0) };
+            let busy = !self.touched.is_empty() || self.followers.has_busy();
+            let timeout = if busy { Some(0) } else { self.timers.next_in_ms(now) };
             ready.clear();
             self.poller.wait(timeout, &mut ready)?;
             for (token, state) in &ready {
@@ -121,6 +173,7 @@ impl Daemon {
                 }
                 self.serve_touched();
             }
+            self.pump_followers();
             let limit = self.timers.newest();
             let now = self.now_ms();
             while let Some(timer) = self.timers.pop_due(now, limit) {
@@ -139,6 +192,9 @@ impl Daemon {
             Source::Aio => self.on_aio(),
             Source::WorkerControl(number) => self.on_worker_message(number),
             Source::WorkerClient(number) => self.on_worker_client(number, ready),
+            Source::Launch(number) => self.on_launch_report(number),
+            Source::Output(hub, n) => self.on_output(hub, n),
+            Source::Stdin(hub) => self.write_stdin(hub),
         }
     }
 
@@ -150,6 +206,16 @@ impl Daemon {
                 log::warn!("containers did not stop in time; stopping without them");
                 self.stop_now();
             }
+            Timer::StopTimeout(id) => self.on_stop_timeout(&id),
+            Timer::KillTimeout(id) => self.on_kill_timeout(&id),
+            Timer::Restart(id) => self.on_restart_due(&id),
+            Timer::RemoveCgroup(number) => {
+                if let Some((group, tries)) = self.dying_cgroups.remove(&number) {
+                    self.remove_cgroup(group, tries);
+                }
+            }
+            Timer::ForgetExec(id) => self.forget_exec(&id),
+            Timer::WakeFollower(conn) => self.wake_follower(conn),
         }
     }
 
@@ -185,15 +251,47 @@ impl Daemon {
             return;
         }
         log::info!("stopping");
-        self.stop_now();
+        self.children.kill_workers();
+        let mut running = 0;
+        for id in self.containers.ids() {
+            if self.containers.get(&id).is_some_and(|c| c.record.state.is_running() || c.starting) {
+                running += 1;
+                // What a policy restarts is to be restarted by the next daemon, too.
+                let manually = self.containers.get(&id).is_some_and(|c| c.record.manually_stopped);
+                self.stop_container(
+                    &id.clone(),
+                    None,
+                    None,
+                    Box::new(move |daemon, _| {
+                        if let Some(container) = daemon.containers.get_mut(&id) {
+                            container.record.manually_stopped = manually;
+                        }
+                        daemon.save_container_lazily(&id);
+                    }),
+                );
+            }
+        }
+        if running > 0 {
+            let grace_s = u64::try_from(self.options.int("shutdown-timeout")).unwrap_or(15);
+            self.after(grace_s * 1000, Timer::StopNow);
+        }
+    }
+
+    /// Whether an orderly stop is under way.
+    pub fn is_stopping(&self) -> bool {
+        self.stopping
     }
 
     fn is_stopped(&self) -> bool {
-        self.stopping && self.children.is_empty() && self.durable.is_idle()
+        self.stopping && self.children.is_empty() && self.durable.is_idle() && self.dying_cgroups.is_empty()
     }
 
+    /// The grace is over: what still runs is killed.
     fn stop_now(&mut self) {
         self.children.kill_workers();
+        for process in self.processes.values() {
+            let _ = sys::process::pidfd_send_signal(process.pidfd.as_fd(), libc::SIGKILL);
+        }
     }
 
     /// Watches the loop's own descriptors.

@@ -198,21 +198,29 @@ impl Daemon {
     }
 
     /// Raw bytes from a hijacked connection.
-    fn on_input(&mut self, _id: ConnId, _data: Vec<u8>) {}
+    fn on_input(&mut self, id: ConnId, data: Vec<u8>) {
+        self.on_client_input(id, &data);
+    }
 
     /// The client sends no more.
     fn on_input_end(&mut self, id: ConnId) {
         let Some(client) = self.clients.get(&id) else { return };
         if client.connection.is_streaming() {
             self.drop_conn(id);
+        } else if client.connection.is_raw() {
+            self.on_client_input_end(id);
         }
     }
 
     /// Room in a client's buffer: whoever feeds it may go on.
-    fn after_output(&mut self, _id: ConnId) {}
+    fn after_output(&mut self, id: ConnId) {
+        self.wake_follower(id);
+    }
 
     fn on_conn_closed(&mut self, id: ConnId) {
         self.forget_subscriber(id);
+        self.followers.forget(id);
+        self.detach(id);
     }
 
     fn arm_sweep(&mut self) {

@@ -5,6 +5,13 @@ use super::durable::Durable;
 use super::events::EventBus;
 use super::options::Options;
 use super::{Daemon, Source, listen, logger};
+use crate::container::cgroup::{self, Cgroups};
+use crate::container::log::follow::Followers;
+use crate::container::plan::Own;
+use crate::container::seccomp::{FilterCache, Profile, kernel_version};
+use crate::container::security_opt;
+use crate::container::streams::Hubs;
+use crate::container::table::Containers;
 use crate::http::response::CommonHeaders;
 use crate::poll::timer::Timers;
 use crate::poll::{Interest, Poller};
@@ -92,10 +99,32 @@ fn start(options: Options) -> Result<Daemon, String> {
     let poller = Poller::new().map_err(|e| format!("poll: {e}"))?;
     let started_ns = sys::time::realtime_ns();
     let images = crate::image::Store::open(&data_root, started_ns).map_err(|e| e.message)?;
+    let builtin_profile = Rc::new(Profile::builtin());
+    let seccomp = security_opt::daemon_seccomp(options.text("seccomp-profile"), &builtin_profile, |path| {
+        std::fs::read(path).map_err(|e| crate::error::Error::io(format!("opening seccomp profile ({path}) failed"), &e))
+    })
+    .map_err(|e| e.message)?;
+    let cgroups = open_cgroups(&options)?;
     let mut daemon = Daemon {
         id,
         images,
         sweeping: false,
+        containers: Containers::default(),
+        processes: HashMap::new(),
+        execs: HashMap::new(),
+        hubs: Hubs::default(),
+        followers: Followers::default(),
+        start_waiters: HashMap::new(),
+        refusals: HashMap::new(),
+        own: Own::read(),
+        own_path: own_path(),
+        filters: FilterCache::new(kernel_version(&kernel_release())),
+        builtin_profile,
+        seccomp,
+        cgroups,
+        running_cgroups: HashMap::new(),
+        dying_cgroups: HashMap::new(),
+        unique_trash: 0,
         poller,
         timers: Timers::default(),
         events: EventBus::default(),
@@ -118,6 +147,9 @@ fn start(options: Options) -> Result<Daemon, String> {
         options,
     };
     daemon.watch_own();
+    daemon.prepare_init_layer().map_err(|e| format!("make the init layer: {}", crate::error::strerror(&e)))?;
+    std::fs::create_dir_all(daemon.data_root.join("containers")).map_err(|e| format!("make containers: {e}"))?;
+    daemon.restore_containers().map_err(|e| format!("restore containers: {e}"))?;
     daemon.open_listeners()?;
     daemon.write_pidfile()?;
     daemon.settle_images();
@@ -154,6 +186,32 @@ fn identity(root: &Path) -> io::Result<String> {
     std::fs::write(&temporary, &id)?;
     std::fs::rename(&temporary, &path)?;
     Ok(id)
+}
+
+/// The cgroup trees; a host without any still runs containers, without limits.
+fn open_cgroups(options: &Options) -> Result<Option<Cgroups>, String> {
+    let driver = options.list("exec-opt").iter().find_map(|opt| opt.strip_prefix("native.cgroupdriver="));
+    let driver = cgroup::Driver::parse(driver.unwrap_or("cgroupfs")).map_err(|e| e.message)?;
+    match Cgroups::open(driver, options.text("cgroup-parent")) {
+        Ok(cgroups) => Ok(Some(cgroups)),
+        Err(e) if options.text("cgroup-parent").is_empty() => {
+            log::warn!("no cgroups: {e}; containers run without limits");
+            Ok(None)
+        }
+        Err(e) => Err(e.message),
+    }
+}
+
+/// The binary's path: from the environment after the re-execution, when /proc/self/exe says nothing any more.
+fn own_path() -> PathBuf {
+    std::env::var_os("CORACLE_SELF")
+        .map(PathBuf::from)
+        .or_else(|| std::env::current_exe().ok())
+        .unwrap_or_else(|| PathBuf::from("/proc/self/exe"))
+}
+
+fn kernel_release() -> String {
+    std::fs::read_to_string("/proc/sys/kernel/osrelease").map(|text| text.trim().to_string()).unwrap_or_default()
 }
 
 impl Daemon {
