@@ -12,6 +12,7 @@ use crate::image::import::Import;
 use crate::image::load::Load;
 use crate::image::reference::Reference;
 use crate::image::remove::{self, Record, Removal};
+use crate::image::save::Save;
 use crate::image::store::Image;
 use crate::worker::Job;
 use crate::{sys, timestamp};
@@ -218,4 +219,14 @@ pub fn load(daemon: &mut Daemon, request: &Request) -> Result<Job> {
     let load =
         Load { place: daemon.images.place().clone(), quiet: request.query.flag_or("quiet", true), platform: json_platform(request, 48)? };
     Ok(Job::new("load", |context| load.run(context)))
+}
+
+/// GET /images/get and /images/{name}/get.
+pub fn save(daemon: &mut Daemon, request: &Request) -> Result<Job> {
+    let platform = json_platform(request, 48)?;
+    let save = match request.param(0) {
+        "" => Save::plan(&daemon.images, request.query.all("names"), platform.as_ref())?,
+        name => Save::plan(&daemon.images, std::iter::once(name), platform.as_ref())?,
+    };
+    Ok(Job::new("save", |context| save.run(context)))
 }

@@ -56,6 +56,8 @@ const IMAGES: &[Route] = &[
     now("POST", "/images/prune", images::prune),
     worker("POST", "/images/create", images::create),
     worker("POST", "/images/load", images::load),
+    worker("GET", "/images/get", images::save),
+    worker("GET", "/images/{name...}/get", images::save),
 ];
 
 const REGISTRY: &[Route] = &[

@@ -11,6 +11,7 @@ mod open;
 mod outer;
 pub mod reference;
 pub mod remove;
+pub mod save;
 #[cfg(test)]
 pub(crate) mod scratch;
 pub mod state_file;
