@@ -12,6 +12,7 @@ use crate::registry::client::{Client, Login};
 use crate::registry::endpoint::{INDEX_HOST, Settings, endpoints};
 use crate::registry::fault::Fault;
 use crate::registry::pull::{self, Pull};
+use crate::registry::push::{self, Push};
 use crate::registry::search::{self, Wish};
 use crate::registry::{auth, inspect};
 use crate::worker::Job;
@@ -66,6 +67,26 @@ pub fn pull(daemon: &mut Daemon, request: &Request, platform: Option<Platform>) 
     }
     let (login, settings, place) = (login_of(request), settings(daemon, request), daemon.images.place().clone());
     Ok(pull::job(Pull { reference, platform, login, settings, place }))
+}
+
+/// POST /images/{name}/push.
+pub fn push(daemon: &mut Daemon, request: &Request) -> Result<Job> {
+    let mut reference = Reference::parse(request.param(0))?;
+    let tag = request.query.get("tag");
+    if reference.digest().is_some() {
+        return Err(Error::invalid("cannot push a digest reference"));
+    }
+    if !tag.is_empty() {
+        reference = reference.with_tag(tag)?;
+    }
+    let names: Vec<(Reference, Digest)> = daemon.images.names().of_repository(&reference).map(|(name, id)| (name.clone(), id)).collect();
+    let mut origins = Vec::new();
+    for (name, id) in names.iter().filter(|(name, _)| name.tag().is_some()) {
+        let elsewhere = daemon.images.names_of(*id).filter(|other| other.digest().is_some() && other.domain() == name.domain());
+        origins.extend(elsewhere.map(|other| (other.clone(), *id)));
+    }
+    let (login, settings, place) = (login_of(request), settings(daemon, request), daemon.images.place().clone());
+    Ok(push::job(Push { reference, names, origins, login, settings, place }))
 }
 
 /// POST /auth.

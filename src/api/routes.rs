@@ -61,6 +61,7 @@ const IMAGES: &[Route] = &[
 ];
 
 const REGISTRY: &[Route] = &[
+    worker("POST", "/images/{name...}/push", registry::push),
     worker("POST", "/auth", registry::auth),
     worker("GET", "/images/search", registry::search),
     worker("GET", "/distribution/{name...}/json", registry::distribution),

@@ -291,6 +291,19 @@ impl Client {
         Ok(Fetched { bytes, digest, media_type })
     }
 
+    /// A manifest by digest from another repository of this registry.
+    pub fn manifest_of(&mut self, path: &str, digest: Digest) -> Result<Fetched> {
+        if path == self.path {
+            return self.manifest(&digest.to_string());
+        }
+        self.also_pull_from(vec![path.to_owned()]);
+        let own = std::mem::replace(&mut self.path, path.to_owned());
+        let fetched = self.manifest(&digest.to_string());
+        self.path = own;
+        self.token = None;
+        fetched
+    }
+
     /// A small blob whole, checked against its descriptor.
     pub fn blob_bytes(&mut self, digest: Digest, size: u64, max: u64) -> Result<Vec<u8>> {
         if size > max {

@@ -3,8 +3,9 @@
 use super::client::{CONFIG_MAX, Client, Fetched, Login};
 use super::endpoint::{Settings, endpoints};
 use super::fault::Fault;
-use super::fetch::{Fetch, Report, Wanted};
+use super::fetch::{Fetch, Wanted};
 use super::manifest::{Document as ManifestDocument, Manifest};
+use super::process::Report;
 use super::progress::{self, Line};
 use crate::error::{Error, Kind, Result};
 use crate::image::config::{Document, Platform};
@@ -17,7 +18,6 @@ use crate::sys;
 use crate::worker::message::{Answer, ImageMessage, Message};
 use crate::worker::{Context, Job};
 use std::collections::BTreeMap;
-use std::os::fd::AsRawFd;
 
 /// Indexes within indexes that are followed.
 const INDEX_DEPTH_MAX: usize = 2;
@@ -254,7 +254,7 @@ fn layers(
 /// Waits for reports and passes them on.
 fn wait(steps: &mut [Step], context: &mut Context) -> Result<()> {
     let fds = steps.iter().map(|step| match &step.state {
-        Progress::Running(fetch) => libc::pollfd { fd: fetch.pipe().as_raw_fd(), events: libc::POLLIN, revents: 0 },
+        Progress::Running(fetch) => fetch.process.pollfd(),
         _ => libc::pollfd { fd: -1, events: 0, revents: 0 },
     });
     let mut fds: Vec<libc::pollfd> = fds.collect();
@@ -262,9 +262,9 @@ fn wait(steps: &mut [Step], context: &mut Context) -> Result<()> {
     for (step, _) in steps.iter_mut().zip(&fds).filter(|(_, fd)| fd.revents != 0) {
         let Progress::Running(fetch) = &mut step.state else { continue };
         let size = step.wanted.descriptor.size;
-        for report in fetch.reports() {
+        for report in fetch.process.reports::<LayerMeta>() {
             match report {
-                Report::Downloading(bytes) => say(context, &progress::bar(&step.short, "Downloading", bytes, size))?,
+                Report::Bytes(bytes) => say(context, &progress::bar(&step.short, "Downloading", bytes, size))?,
                 Report::Retrying(left) => {
                     let unit = if left == 1 { "second" } else { "seconds" };
                     say(context, &progress::layer(&step.short, &format!("Retrying in {left} {unit}")))?;
