@@ -74,6 +74,7 @@ impl Daemon {
             name,
             created_ns: sys::time::realtime_ns(),
             image: image.to_string(),
+            top: document.chain_id(),
             path,
             args,
             networks,
@@ -217,11 +218,10 @@ impl Daemon {
     /// Puts a container into the table, with its streams.
     pub(crate) fn enter_container(&mut self, record: Record) {
         let id: Rc<str> = Rc::from(record.id.as_str());
-        if let Ok(image) = record.image.parse() {
-            let top = self.images.get(image).and_then(|image| image.top);
-            if let Some(top) = top {
-                self.images.hold(&record.id, top);
-            }
+        if let Some(top) = record.top
+            && !self.images.hold(&record.id, top)
+        {
+            log::error!("container {}: a layer of its image is lost; it cannot be started", record.id);
         }
         let hub = self.make_hub(record.config.tty, record.config.stdin_once, id);
         self.containers.insert(Container {

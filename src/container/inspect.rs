@@ -103,7 +103,7 @@ impl Daemon {
     fn graph_driver(&self, container: &Container) -> Value {
         let dir = self.container_dir(&container.record.id);
         let lowers: Vec<String> =
-            self.layer_dirs(&container.record.image).unwrap_or_default().iter().map(|dir| dir.to_string_lossy().into_owned()).collect();
+            self.layer_dirs(&container.record).unwrap_or_default().iter().map(|dir| dir.to_string_lossy().into_owned()).collect();
         let mut lower = vec![self.data_root.join("init-layer").to_string_lossy().into_owned()];
         lower.extend(lowers);
         let mut data = BTreeMap::from([

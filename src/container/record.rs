@@ -94,6 +94,8 @@ pub struct Record {
     pub created_ns: i64,
     /// `sha256:…` of the image's configuration.
     pub image: String,
+    /// Chain id of the image's top layer: the container stands on it, whatever becomes of the image. `None`: no layers.
+    pub top: Option<crate::image::digest::Digest>,
     /// The program and its arguments: entrypoint and command, merged.
     pub path: String,
     pub args: Vec<String>,

@@ -33,10 +33,12 @@ impl Daemon {
         self.container_dir(id).join(format!("{id}-json.log"))
     }
 
-    /// The host directories of an image's layers, top first.
-    pub fn layer_dirs(&self, image: &str) -> Result<Vec<PathBuf>> {
-        let image = self.images.resolve(image)?;
-        let numbers = self.images.lower_numbers(image.top);
+    /// The host directories of the layers below a container, top first.
+    pub fn layer_dirs(&self, record: &super::record::Record) -> Result<Vec<PathBuf>> {
+        let numbers = self.images.lower_numbers(record.top);
+        if let Some(top) = record.top.filter(|_| numbers.is_empty()) {
+            return Err(Error::system(format!("layer {top} of container {} is lost", record.id)));
+        }
         Ok(numbers.into_iter().map(|n| self.images.place().layer(n).join("diff")).collect())
     }
 
@@ -46,7 +48,7 @@ impl Daemon {
         let hub = container.hub;
         let dir = self.container_dir(id);
         files::write_names(&dir, &record, &self.options)?;
-        let layers = self.layer_dirs(&record.image)?;
+        let layers = self.layer_dirs(&record)?;
         let (nodes, device_rules) = devices::gather(&record.host)?;
         let placement = self.make_cgroup(id, &record, &device_rules)?;
         let argv: Vec<String> = std::iter::once(record.path.clone()).chain(record.args.iter().cloned()).collect();

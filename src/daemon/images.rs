@@ -68,7 +68,13 @@ impl Daemon {
 
     /// The containers as far as images are concerned.
     pub fn image_users(&self) -> Vec<User> {
-        Vec::new()
+        let user = |container: &crate::container::record::Container| {
+            let record = &container.record;
+            let mounts = record.mounts.iter().filter(|mount| mount.kind == "image").filter_map(|mount| mount.source.parse().ok());
+            let running = record.state.is_running() || container.starting;
+            Some(User { container: record.id.clone(), image: record.image.parse().ok()?, running, mounts: mounts.collect() })
+        };
+        self.containers.iter().filter_map(user).collect()
     }
 
     /// Starts a worker that deletes what was renamed into staging, unless one is at it.
