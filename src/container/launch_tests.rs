@@ -1,212 +1,16 @@
-//! Starts real processes in real namespaces, each test in a forked child of its own (libtest's threads must not clone).
+//! What a container's first process and an exec find around them.
 
-use super::config::{Config, HostConfig};
-use super::exec_launch::launch_exec;
-use super::launch::{Launched, launch};
-use super::plan::{Container, ExecPlan, LaunchPlan, Member, Network, Own, Placement, PlanInput, RootInput, Seccomp};
+use super::capabilities::DEFAULT;
+use super::launch::launch;
+use super::plan::{Network, Placement, Seccomp};
 use super::plan_mounts::{MountInput, MountSource, Propagation};
 use super::plan_process::{ExecInput, Terminal};
-use super::report::{Failure, Phase, Report, Step};
+use super::report::{Phase, Report, Step};
+use super::test_world::{alone, exec_of, finish, wait_readable};
 use crate::sys;
 use crate::sys::process::ExitStatus;
-use std::fmt::Write;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::path::PathBuf;
-
-/// A data root with one busybox layer.
-struct World {
-    path: PathBuf,
-    config: Config,
-    host: HostConfig,
-    argv: Vec<String>,
-    mounts: Vec<MountInput>,
-    init: PathBuf,
-    layers: Vec<PathBuf>,
-    upper: PathBuf,
-    work: PathBuf,
-    own: Own,
-}
-
-impl World {
-    fn new(name: &str) -> World {
-        let path = std::env::temp_dir().join(format!("coracle-launch-{name}-{}", std::process::id()));
-        for dir in ["init", "layer/bin", "upper", "work", "layer/etc"] {
-            std::fs::create_dir_all(path.join(dir)).expect("the temporary directory is writable");
-        }
-        std::fs::copy("/usr/bin/busybox", path.join("layer/bin/busybox")).expect("busybox-static is installed");
-        for applet in
-            ["true", "sh", "cat", "id", "ls", "pwd", "env", "mount", "tty", "stat", "readlink", "touch", "sleep", "grep", "hostname"]
-        {
-            std::os::unix::fs::symlink("busybox", path.join("layer/bin").join(applet)).expect("a fresh directory");
-        }
-        std::fs::write(path.join("layer/etc/passwd"), "root:x:0:0::/root:/bin/sh\nbob:x:1000:1001::/home/bob:/bin/sh\n").expect("writable");
-        std::fs::write(path.join("layer/etc/group"), "root:x:0:\nbob:x:1001:\nextra:x:50:bob\n").expect("writable");
-        super::rootfs::fill_init_layer(std::fs::File::open(path.join("init")).expect("just made").as_fd()).expect("an empty layer");
-        let config = Config { hostname: "test".into(), ..Config::default() };
-        let (init, layers, upper, work) = (path.join("init"), vec![path.join("layer")], path.join("upper"), path.join("work"));
-        let (host, own) = (HostConfig::default(), Own::read());
-        World { path, config, host, argv: Vec::new(), mounts: Vec::new(), init, layers, upper, work, own }
-    }
-
-    fn plan(&self) -> LaunchPlan {
-        LaunchPlan::new(&self.input()).expect("a valid plan")
-    }
-
-    fn input(&self) -> PlanInput<'_> {
-        PlanInput {
-            container: self.container(),
-            argv: &self.argv,
-            root: RootInput { init_layer: &self.init, layers: &self.layers, upper: &self.upper, work: &self.work },
-            mounts: &self.mounts,
-            hostname_file: None,
-            hosts_file: None,
-            resolv_file: None,
-            network: Network::Private,
-            netlink: Vec::new(),
-            pid_of: None,
-            ipc_of: None,
-            private_cgroupns: true,
-            cgroup: Placement::default(),
-            devices: &[],
-            init_binary: None,
-            default_shm_size: 64 << 20,
-        }
-    }
-
-    fn container(&self) -> Container<'_> {
-        Container {
-            id: "0123456789abcdef",
-            config: &self.config,
-            host: &self.host,
-            linked_environment: &[],
-            seccomp: Seccomp::Unconfined,
-            apparmor: None,
-            selinux: None,
-            no_new_privileges: false,
-            default_ulimits: &[],
-            own: &self.own,
-        }
-    }
-
-    /// Starts, lets go, and waits for the end.
-    fn run(&self) -> Outcome {
-        finish(launch(&self.plan()))
-    }
-
-    /// A container that stays until it is killed.
-    fn running(&mut self) -> Running {
-        self.argv = vec!["/bin/sh".into(), "-c".into(), "echo up; exec sleep 1000".into()];
-        let mut launched = launch(&self.plan()).expect("the daemon's half");
-        launched.channel.send_go().expect("a channel");
-        let stdout = launched.stdout.take().expect("no terminal");
-        wait_readable(stdout.as_raw_fd());
-        Running { member: Member { pid: launched.pid, pidfd: std::rc::Rc::new(launched.pidfd) } }
-    }
-
-    fn exec(&self, running: &Running, exec: &ExecInput) -> Outcome {
-        let plan = ExecPlan::new(&self.container(), exec, running.member.clone(), Placement::default()).expect("a valid exec");
-        finish(launch_exec(&plan))
-    }
-
-    fn sh(&mut self, script: &str) -> Outcome {
-        self.argv = vec!["/bin/sh".into(), "-c".into(), script.into()];
-        self.run()
-    }
-}
-
-struct Running {
-    member: Member,
-}
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        drop(sys::process::pidfd_send_signal(self.member.pidfd.as_fd(), libc::SIGKILL));
-        drop(sys::process::waitpid(self.member.pid, 0));
-    }
-}
-
-fn exec_of(argv: &[String]) -> ExecInput<'_> {
-    ExecInput { argv, environment: &[], user: "", workdir: "", terminal: None, stdin: false, privileged: false }
-}
-
-impl Drop for World {
-    fn drop(&mut self) {
-        // work/work is made by the kernel with mode 0, which root ignores.
-        drop(std::fs::remove_dir_all(&self.path));
-    }
-}
-
-#[derive(Debug)]
-struct Outcome {
-    failure: Option<Failure>,
-    status: ExitStatus,
-    output: String,
-}
-
-fn finish(launched: Result<Launched, Failure>) -> Outcome {
-    let mut launched = launched.expect("the daemon's half");
-    launched.channel.send_go().expect("a channel");
-    let mut outcome = Outcome { failure: None, status: ExitStatus::Code(0), output: String::new() };
-    let mut pty = None;
-    loop {
-        wait_readable(launched.channel.as_fd().as_raw_fd());
-        match launched.channel.read_report().expect("a report") {
-            Some(Report::Failed(failure)) => outcome.failure = Some(failure),
-            Some(Report::Pty(master)) => {
-                pty = Some(master);
-                continue;
-            }
-            Some(Report::ReadyForGo) | None => continue,
-            Some(Report::Running) => {}
-        }
-        break;
-    }
-    for stream in [pty, launched.stdout.take(), launched.stderr.take()].into_iter().flatten() {
-        outcome.output += &read_all(&stream);
-    }
-    outcome.status = sys::process::waitpid(launched.pid, 0).expect("our child").expect("waited without WNOHANG").1;
-    outcome
-}
-
-fn wait_readable(fd: i32) {
-    let mut fds = [libc::pollfd { fd, events: libc::POLLIN, revents: 0 }];
-    assert_eq!(sys::poll::poll(&mut fds, 20_000).expect("poll"), 1, "nothing came within 20 s");
-}
-
-fn read_all(fd: &OwnedFd) -> String {
-    let mut all = Vec::new();
-    let mut buf = [0; 4096];
-    loop {
-        wait_readable(fd.as_raw_fd());
-        match sys::fd::read(fd.as_fd(), &mut buf) {
-            // A pty's end is EIO.
-            Ok(0) | Err(_) => return String::from_utf8_lossy(&all).replace('\r', ""),
-            Ok(n) => all.extend_from_slice(&buf[..n]),
-        }
-    }
-}
-
-/// Runs a test in a process with one thread, in a mount namespace of its own.
-fn alone(name: &str, test: impl FnOnce(&mut World)) {
-    let (read, write) = sys::fd::pipe2(0).expect("a pipe");
-    let Some(pid) = sys::process::fork().expect("fork") else {
-        drop(read);
-        std::panic::set_hook(Box::new(move |info| {
-            let mut text = String::new();
-            let _ = write!(text, "{info}");
-            drop(sys::fd::write_all(write.as_fd(), text.as_bytes()));
-        }));
-        // The mount namespace keeps what a failed test leaves; the world itself is removed by its parent.
-        sys::process::unshare(libc::CLONE_NEWNS).expect("root");
-        sys::mount::mount(None, c"/", None, libc::MS_REC | libc::MS_SLAVE, None).expect("root");
-        test(&mut World::new(name));
-        sys::process::exit(0);
-    };
-    drop(write);
-    let words = read_all(&read);
-    let status = sys::process::waitpid(pid, 0).expect("our child").expect("waited").1;
-    assert_eq!(status, ExitStatus::Code(0), "{words}");
-}
+use std::os::fd::{AsFd, AsRawFd};
+use std::rc::Rc;
 
 #[test]
 fn a_program_runs_as_pid_1_of_its_own_root() {
@@ -261,7 +65,7 @@ fn a_program_that_the_kernel_refuses_ends_with_255_and_says_why_on_stderr() {
 fn rights_are_docker_s_default_ones() {
     alone("rights", |world| {
         let outcome = world.sh("grep -E '^(Cap|NoNewPrivs|Seccomp:|Groups)' /proc/self/status; ls /proc/self/fd; env");
-        let expected = world.own.capabilities & super::capabilities::DEFAULT;
+        let expected = world.own.capabilities & DEFAULT;
         for line in [
             format!("CapPrm:\t{expected:016x}\n"),
             format!("CapEff:\t{expected:016x}\n"),
@@ -348,7 +152,7 @@ fn an_exec_joins_the_container() {
         let environment = ["A=1".to_owned()];
         let exec = ExecInput { environment: &environment, user: "bob", workdir: "/etc", ..exec_of(&argv) };
         let outcome = world.exec(&running, &exec);
-        let bounding = world.own.capabilities & super::capabilities::DEFAULT;
+        let bounding = world.own.capabilities & DEFAULT;
         let expected = format!("test\nsleep\x001000\x00\n0\n1\n2\n3\nCapBnd:\t{bounding:016x}\n/etc\n1 /home/bob\n1000\n");
         assert_eq!((outcome.failure, outcome.output.as_str()), (None, expected.as_str()));
 
@@ -399,5 +203,149 @@ fn start_time() {
         times.sort();
         let text = format!("{world_times:?}\n{}\n", world.plan(), world_times = times[times.len() / 2]);
         drop(sys::fd::write_all(std::io::stderr().as_fd(), text.as_bytes()));
+    });
+}
+
+#[test]
+fn a_working_directory_can_t_be_a_descriptor() {
+    alone("workdir", |world| {
+        for n in 3..16 {
+            world.config.working_dir = format!("/proc/self/fd/{n}");
+            let outcome = world.sh("pwd");
+            assert!(outcome.failure.is_some(), "{n}: {outcome:?}");
+        }
+        let running = {
+            world.config.working_dir = String::new();
+            world.running()
+        };
+        let argv = ["pwd".to_owned()];
+        for n in 3..16 {
+            let workdir = format!("/proc/self/fd/{n}");
+            assert!(world.exec(&running, &ExecInput { workdir: &workdir, ..exec_of(&argv) }).failure.is_some(), "{n}");
+        }
+        drop(running);
+        world.config.working_dir = "/made/here".into();
+        assert_eq!(world.sh("pwd").output, "/made/here\n");
+        world.config.working_dir = "/etc/passwd".into();
+        let (error, _) = world.sh("pwd").failure.expect("no directory").explain(Phase::Create);
+        assert_eq!(error.message, "Cannot mkdir: /etc/passwd is not a directory");
+    });
+}
+
+#[test]
+fn the_filter_is_loaded_for_root_and_others_with_and_without_no_new_privileges() {
+    alone("seccomp", |world| {
+        let profile = super::seccomp::Profile::builtin();
+        let filter = super::seccomp::FilterCache::new((6, 1)).get(&profile, DEFAULT).expect("the builtin profile");
+        world.argv =
+            ["/bin/sh", "-c", "grep -E 'Seccomp:|NoNewPrivs' /proc/self/status; busybox unshare -u true 2>&1"].map(str::to_owned).to_vec();
+        for (user, no_new_privileges) in [("", false), ("", true), ("bob", false), ("bob", true)] {
+            world.config.user = user.into();
+            let mut input = world.input();
+            input.container.seccomp = Seccomp::Filter { program: Rc::clone(&filter), flags: 0 };
+            input.container.no_new_privileges = no_new_privileges;
+            let plan = super::plan::LaunchPlan::new(&input).expect("a valid plan");
+            let outcome = finish(launch(&plan));
+            let expected = format!(
+                "NoNewPrivs:\t{}\nSeccomp:\t2\nunshare: unshare(0x4000000): Operation not permitted\n",
+                u8::from(no_new_privileges)
+            );
+            assert_eq!((outcome.failure, outcome.output), (None, expected), "{user}");
+        }
+    });
+}
+
+#[test]
+fn networks_and_sysctls() {
+    alone("network", |world| {
+        world.host.sysctls = Some([("net.core.somaxconn".to_owned(), "77".to_owned())].into());
+        let script = "cat /proc/sys/net/core/somaxconn /proc/sys/net/ipv4/ip_unprivileged_port_start; busybox ip -o link | grep -c UP; ls /sys/class/net";
+        let outcome = world.sh(script);
+        assert!(outcome.output.starts_with("77\n0\n1\nlo\n"), "{outcome:?}");
+        world.host.sysctls = None;
+
+        let own = std::fs::read_link("/proc/self/ns/net").expect("procfs");
+        world.argv = ["readlink", "/proc/self/ns/net"].map(str::to_owned).to_vec();
+        let mut input = world.input();
+        input.network = Network::Host;
+        let outcome = finish(launch(&super::plan::LaunchPlan::new(&input).expect("a valid plan")));
+        assert_eq!(outcome.output.trim(), own.to_string_lossy());
+
+        let running = world.running();
+        world.argv = ["readlink", "/proc/self/ns/net"].map(str::to_owned).to_vec();
+        let theirs = std::fs::read_link(format!("/proc/{}/ns/net", running.member.pid)).expect("it runs");
+        let second = world.second_upper();
+        let mut input = world.input();
+        (input.root.upper, input.root.work) = (&second.0, &second.1);
+        input.network = Network::Join(Rc::clone(&running.member.pidfd));
+        let outcome = finish(launch(&super::plan::LaunchPlan::new(&input).expect("a valid plan")));
+        assert_eq!(outcome.output.trim(), theirs.to_string_lossy(), "{outcome:?}");
+    });
+}
+
+#[test]
+fn pid_and_ipc_of_another_container_are_shared() {
+    alone("shared", |world| {
+        let running = world.running();
+        let argv = ["/bin/sh", "-c", "echo hello > /dev/shm/x"].map(str::to_owned);
+        assert_eq!(world.exec(&running, &exec_of(&argv)).status, ExitStatus::Code(0));
+        world.argv = ["/bin/sh", "-c", "cat /dev/shm/x; cat /proc/1/cmdline; mount | grep -c /dev/shm; readlink /proc/self/ns/ipc"]
+            .map(str::to_owned)
+            .to_vec();
+        world.host.pid_mode = "container:x".into();
+        world.host.ipc_mode = "container:x".into();
+        let theirs = std::fs::read_link(format!("/proc/{}/ns/ipc", running.member.pid)).expect("it runs");
+        let second = world.second_upper();
+        let mut input = world.input();
+        (input.root.upper, input.root.work) = (&second.0, &second.1);
+        (input.pid_of, input.ipc_of) = (Some(running.member.clone()), Some(running.member.clone()));
+        let outcome = finish(launch(&super::plan::LaunchPlan::new(&input).expect("a valid plan")));
+        assert_eq!(outcome.output, format!("hello\nsleep\x001000\x001\n{}\n", theirs.display()), "{outcome:?}");
+        let input = world.input();
+        assert!(super::plan::LaunchPlan::new(&input).is_err());
+    });
+}
+
+#[test]
+fn an_init_reaps_and_the_program_is_its_child() {
+    alone("init", |world| {
+        world.argv = ["/bin/sh", "-c", "cat /proc/1/cmdline; echo; echo $$; exit 9"].map(str::to_owned).to_vec();
+        // Any program stands in for our own binary here: what is tested is the bind and the arguments.
+        let stand_in = world.path.join("stand-in");
+        std::fs::write(&stand_in, "#!/bin/sh\nshift\n\"$@\"\n").expect("writable");
+        std::fs::set_permissions(&stand_in, std::os::unix::fs::PermissionsExt::from_mode(0o755)).expect("ours");
+        let mut input = world.input();
+        input.init_binary = Some(&stand_in);
+        let outcome = finish(launch(&super::plan::LaunchPlan::new(&input).expect("a valid plan")));
+        assert_eq!(outcome.status, ExitStatus::Code(9));
+        assert!(outcome.output.starts_with("/bin/sh\x00/sbin/docker-init\x00--\x00/bin/sh\x00-c\x00"), "{outcome:?}");
+    });
+}
+
+#[test]
+fn the_container_is_in_its_cgroup_and_sees_only_that() {
+    alone("cgroup", |world| {
+        let mut cgroups = super::cgroup::Cgroups::open(super::cgroup::Driver::Cgroupfs, &format!("/coracle-launch-{}", std::process::id()))
+            .expect("cgroups");
+        let resources = super::config::Resources { pids_limit: Some(33), ..Default::default() };
+        let devices = super::cgroup::devices::Devices::with(&[]);
+        let plan = super::cgroup::plan(cgroups.facts(), "abc", &resources, &devices, &super::cgroup::devices::numbers).expect("a plan");
+        let mut group = cgroups.create(&plan).expect("root");
+        let placement = Placement::of(&group, None).expect("it exists");
+        world.argv = ["/bin/sh", "-c", "cat /sys/fs/cgroup/pids/pids.max /sys/fs/cgroup/pids.max 2>/dev/null; touch /sys/fs/cgroup/x 2>&1; cat /proc/self/cgroup; echo x > /dev/null && busybox mknod /k c 1 11 && cat /k 2>&1"]
+            .map(str::to_owned)
+            .to_vec();
+        let mut input = world.input();
+        input.cgroup = placement;
+        let outcome = finish(launch(&super::plan::LaunchPlan::new(&input).expect("a valid plan")));
+        drop(group.remove());
+        for line in ["33\n", "touch: /sys/fs/cgroup/x: Read-only file system\n", ":/\n", "cat: can't open '/k': Operation not permitted\n"]
+        {
+            assert!(outcome.output.contains(line), "{line:?} in {outcome:?}");
+        }
+        assert!(!outcome.output.contains("abc"), "{outcome:?}");
+        for (_, place) in group.places() {
+            drop(std::fs::remove_dir(std::path::Path::new(&place).parent().expect("below the mount point")));
+        }
     });
 }

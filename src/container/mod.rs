@@ -19,6 +19,8 @@ mod launch_tests;
 pub mod lifecycle;
 pub mod log;
 pub mod mounts;
+#[cfg(test)]
+mod mounts_tests;
 pub mod names;
 mod overlay;
 pub mod plan;
@@ -40,5 +42,7 @@ pub mod start;
 pub mod streams;
 pub mod table;
 mod tail;
+#[cfg(test)]
+mod test_world;
 pub mod user;
 pub mod verify;
