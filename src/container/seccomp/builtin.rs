@@ -313,7 +313,7 @@ mod tests {
         for (native, _) in MACHINES {
             for mask in [0, capabilities::DEFAULT, u64::MAX] {
                 let length = filter(native, mask).len();
-                assert!(length < 1024, "{native:?} {mask:#x}: {length} instructions");
+                assert!(length < 512, "{native:?} {mask:#x}: {length} instructions");
             }
         }
     }

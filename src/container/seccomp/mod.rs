@@ -13,6 +13,8 @@ mod json;
 #[cfg(test)]
 mod kernel_tests;
 mod numbers;
+#[cfg(test)]
+mod oracle_tests;
 mod program;
 
 use crate::error::Result;

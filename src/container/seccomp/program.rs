@@ -2,6 +2,7 @@
 
 use crate::error::{Error, Result};
 use crate::sys::security::BpfInstruction;
+use std::collections::BTreeMap;
 
 /// The most that the kernel takes (`BPF_MAXINSNS`).
 pub(super) const MAX_INSTRUCTIONS: usize = 4096;
@@ -51,25 +52,91 @@ pub(super) fn if_equal(value: u32, then: &[BpfInstruction], program: &mut Vec<Bp
 /// A balanced search in the accumulator: `leaves` are (first value, code), ascending from 0; each reaches up to the
 /// next. A leaf's code must end in a return on every path.
 pub(super) fn search(leaves: &[(u32, &[BpfInstruction])]) -> Result<Vec<BpfInstruction>> {
-    match leaves {
-        [] => Ok(Vec::new()),
-        [(_, code)] => Ok(code.to_vec()),
-        _ => {
-            let (low, high) = leaves.split_at(leaves.len() / 2);
-            let (below, above) = (search(low)?, search(high)?);
-            let pivot = high[0].0;
-            let mut program = Vec::with_capacity(below.len() + above.len() + 2);
-            if let Ok(jt) = u8::try_from(below.len()) {
-                program.push(BpfInstruction { code: JMP_JGE_K, jt, jf: 0, k: pivot });
-            } else {
-                program.push(BpfInstruction { code: JMP_JGE_K, jt: 0, jf: 1, k: pivot });
-                program.push(jump_over(below.len())?);
+    let mut program = Backwards::default();
+    let entry = program.tree(leaves)?;
+    // The entry is what was added last, but for a search with one leaf, or none.
+    if program.near(entry)? + 1 != program.code.len() {
+        return Err(Error::system("seccomp: a search begins in its middle"));
+    }
+    program.code.reverse();
+    Ok(program.code)
+}
+
+/// A program written from its end, as jumps lead forward only: so every target is there before its jump, and returns
+/// of the same value can be one.
+#[derive(Default)]
+struct Backwards {
+    /// The last instruction first.
+    code: Vec<BpfInstruction>,
+    /// Where in `code` a return of this value was added last.
+    returns: BTreeMap<u32, usize>,
+}
+
+/// Where a part of the program begins.
+#[derive(Clone, Copy)]
+enum Entry {
+    /// It only returns this.
+    Return(u32),
+    /// An index of [`Backwards::code`].
+    At(usize),
+}
+
+impl Backwards {
+    fn tree(&mut self, leaves: &[(u32, &[BpfInstruction])]) -> Result<Entry> {
+        match leaves {
+            [] => Ok(Entry::Return(0)),
+            [(_, [BpfInstruction { code: RET_K, k, .. }])] => Ok(Entry::Return(*k)),
+            [(_, code)] => {
+                for instruction in code.iter().rev() {
+                    self.push(*instruction)?;
+                }
+                Ok(Entry::At(self.code.len() - 1))
             }
-            program.extend(below);
-            program.extend(above);
-            // Sizes only grow on the way up: stop before a hostile profile makes them large.
-            if program.len() > MAX_INSTRUCTIONS { Err(too_long()) } else { Ok(program) }
+            _ => {
+                let (low, high) = leaves.split_at(leaves.len() / 2);
+                let above = self.tree(high)?;
+                let below = self.tree(low)?;
+                let (above, below) = (self.near(above)?, self.near(below)?);
+                let (jt, jf) = (self.short_offset(above)?, self.short_offset(below)?);
+                self.push(BpfInstruction { code: JMP_JGE_K, jt, jf, k: high[0].0 })?;
+                Ok(Entry::At(self.code.len() - 1))
+            }
         }
+    }
+
+    /// The entry, or a way to it, so near that a conditional jump reaches it even after one more instruction.
+    fn near(&mut self, entry: Entry) -> Result<usize> {
+        let known = match entry {
+            Entry::Return(value) => self.returns.get(&value).copied(),
+            Entry::At(at) => Some(at),
+        };
+        match (known, entry) {
+            (Some(at), _) if self.offset(at) < 255 => Ok(at),
+            (_, Entry::Return(value)) => {
+                self.push(plain(RET_K, value))?;
+                self.returns.insert(value, self.code.len() - 1);
+                Ok(self.code.len() - 1)
+            }
+            (_, Entry::At(at)) => {
+                self.push(jump_over(self.offset(at))?)?;
+                Ok(self.code.len() - 1)
+            }
+        }
+    }
+
+    /// How far the next instruction would have to jump.
+    fn offset(&self, target: usize) -> usize {
+        self.code.len() - target - 1
+    }
+
+    fn short_offset(&self, target: usize) -> Result<u8> {
+        u8::try_from(self.offset(target)).map_err(|_| too_long())
+    }
+
+    fn push(&mut self, instruction: BpfInstruction) -> Result<()> {
+        self.code.push(instruction);
+        // Stop before a hostile profile makes it large.
+        if self.code.len() > MAX_INSTRUCTIONS { Err(too_long()) } else { Ok(()) }
     }
 }
 
@@ -132,9 +199,24 @@ mod tests {
     }
 
     #[test]
+    fn equal_returns_are_shared() {
+        let (allow, deny) = ([plain(RET_K, 1)], [plain(RET_K, 2)]);
+        for count in [1, 2, 3, 200, 255, 256, 257, 1000] {
+            let leaves: Vec<(u32, &[BpfInstruction])> = (0..count).map(|n| (n, if n % 3 == 0 { &allow[..] } else { &deny[..] })).collect();
+            let mut program = vec![plain(LD_W_ABS, NUMBER_OFFSET)];
+            program.extend(search(&leaves).unwrap());
+            assert!(program.len() < leaves.len() + leaves.len() / 50 + 5, "{count}: {}", program.len());
+            for number in 0..count {
+                let want = if number % 3 == 0 { 1 } else { 2 };
+                assert_eq!(run(&program, &Call { number, ..Call::default() }), Some(want), "{number} of {count}");
+            }
+        }
+    }
+
+    #[test]
     fn search_refuses_more_than_the_kernel_takes() {
         let ret = [plain(RET_K, 0)];
-        let leaves: Vec<(u32, &[BpfInstruction])> = (0..2500).map(|first| (first, &ret[..])).collect();
+        let leaves: Vec<(u32, &[BpfInstruction])> = (0..4200).map(|first| (first, &ret[..])).collect();
         assert!(search(&leaves).is_err());
     }
 }
