@@ -10,6 +10,7 @@ pub mod routes;
 pub mod streams;
 pub mod swarm;
 pub mod system;
+pub mod volumes;
 
 use crate::daemon::ConnId;
 use crate::error::{Error, Kind, Result};

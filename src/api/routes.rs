@@ -1,6 +1,6 @@
 //! The map of the API: method, pattern, versions, handler. `{id}` is one segment, `{name...}` one or more.
 
-use super::{Reply, Request, containers, exec, images, registry, streams, swarm, system};
+use super::{Reply, Request, containers, exec, images, registry, streams, swarm, system, volumes};
 use crate::daemon::Daemon;
 use crate::error::{Error, Result};
 use crate::http::{Method, query};
@@ -36,7 +36,7 @@ const fn worker(method: &'static str, pattern: &'static str, handler: Worker) ->
 }
 
 /// Every route, by resource.
-pub const ROUTES: &[&[Route]] = &[SYSTEM, CONTAINERS, IMAGES, REGISTRY, SWARM];
+pub const ROUTES: &[&[Route]] = &[SYSTEM, CONTAINERS, IMAGES, REGISTRY, VOLUMES, SWARM];
 
 const SYSTEM: &[Route] = &[
     now("GET", "/_ping", system::ping),
@@ -88,6 +88,15 @@ const CONTAINERS: &[Route] = &[
     now("POST", "/exec/{id}/start", exec::start),
     now("GET", "/exec/{id}/json", exec::inspect),
     now("POST", "/exec/{id}/resize", exec::resize),
+];
+
+const VOLUMES: &[Route] = &[
+    now("GET", "/volumes", volumes::list),
+    now("POST", "/volumes/create", volumes::create),
+    now("POST", "/volumes/prune", volumes::prune),
+    now("GET", "/volumes/{name}", volumes::inspect),
+    now("DELETE", "/volumes/{name}", volumes::remove),
+    now("PUT", "/volumes/{name}", volumes::update),
 ];
 
 const SWARM: &[Route] = &[

@@ -1,6 +1,7 @@
 //! Making a container: its body checked and merged with its image, its directory made durable under its id.
 
 use super::config::{Config, EndpointSettings, Healthcheck, HostConfig, NetworkingConfig, Ulimit};
+use super::mounts::Resolved;
 use super::record::{Container, Record, State, Status};
 use super::{capabilities, cgroup, names, security_opt};
 use crate::daemon::options::Options;
@@ -44,13 +45,25 @@ pub struct CreateOptions {
 impl Daemon {
     /// Makes a container; `then` learns of it when it is durable.
     pub fn create_container(&mut self, options: CreateOptions, body: CreateBody, then: Then<Result<Created>>) {
-        match self.prepare_container(options, body) {
-            Ok((record, warnings)) => self.store_container(record, warnings, then),
-            Err(error) => then(self, Err(error)),
-        }
+        let (record, resolved, warnings) = match self.prepare_container(options, body) {
+            Ok(prepared) => prepared,
+            Err(error) => return then(self, Err(error)),
+        };
+        let image = record.image.clone();
+        self.provide_volumes(
+            &image,
+            &resolved,
+            Box::new(move |daemon, provided| match provided {
+                Ok(()) => daemon.store_container(record, warnings, then),
+                Err(error) => {
+                    daemon.containers.release(&record.name, &record.id);
+                    then(daemon, Err(error));
+                }
+            }),
+        );
     }
 
-    fn prepare_container(&mut self, options: CreateOptions, body: CreateBody) -> Result<(Record, Vec<String>)> {
+    fn prepare_container(&mut self, options: CreateOptions, body: CreateBody) -> Result<(Record, Resolved, Vec<String>)> {
         let CreateBody { mut config, mut host, networking } = body;
         let image = self.find_image(&config.image, &options.platform)?;
         let document = self.images.document(image)?;
@@ -59,6 +72,7 @@ impl Daemon {
             return Err(Error::invalid("no command specified"));
         }
         let warnings = self.verify(&mut config, &mut host, options.minor)?;
+        let mut resolved = self.resolve_mounts(&mut config, &host)?;
         let id = crate::hex::random_id().map_err(|e| Error::io("make an id", &e))?;
         if config.hostname.is_empty() {
             config.hostname = match host.uts_mode.as_str() {
@@ -78,6 +92,7 @@ impl Daemon {
             path,
             args,
             networks,
+            mounts: std::mem::take(&mut resolved.points),
             state: State { status: Status::Created, ..State::default() },
             platform: document.operating_system().to_string(),
             config,
@@ -85,7 +100,7 @@ impl Daemon {
             id,
             ..Record::default()
         };
-        Ok((record, warnings))
+        Ok((record, resolved, warnings))
     }
 
     /// The image by name or id; of the wanted platform, where one is asked for.

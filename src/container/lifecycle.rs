@@ -44,7 +44,24 @@ impl Daemon {
             }
         }
         self.start_waiters.entry(id.clone()).or_default().push(then);
-        self.launch_container(id);
+        self.begin_launch(id);
+    }
+
+    /// Volumes that are mounted on use come first; they may take their time.
+    fn begin_launch(&mut self, id: &Id) {
+        let Some(container) = self.containers.get(id) else { return };
+        let mounted = self.mounted_volumes(&container.record);
+        if mounted.is_empty() {
+            return self.launch_container(id);
+        }
+        let target = id.clone();
+        self.mount_volumes(
+            mounted,
+            Box::new(move |daemon, result| match result {
+                Ok(()) => daemon.launch_container(&target),
+                Err(error) => daemon.finish_failed_start(&target, error, 128),
+            }),
+        );
     }
 
     fn check_startable(&self, id: &str) -> Result<()> {
@@ -206,7 +223,7 @@ impl Daemon {
             return;
         }
         container.starting = true;
-        self.launch_container(id);
+        self.begin_launch(id);
     }
 
     /// Signals a running container.

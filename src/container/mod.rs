@@ -22,7 +22,7 @@ pub mod mounts;
 #[cfg(test)]
 mod mounts_tests;
 pub mod names;
-mod overlay;
+pub(crate) mod overlay;
 pub mod plan;
 pub mod plan_mounts;
 mod plan_print;

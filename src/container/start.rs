@@ -42,6 +42,12 @@ impl Daemon {
         Ok(numbers.into_iter().map(|n| self.images.place().layer(n).join("diff")).collect())
     }
 
+    /// The host directories of an image's layers, top first.
+    pub(super) fn image_layer_dirs(&self, image: &str) -> Result<Vec<PathBuf>> {
+        let numbers = self.images.lower_numbers(self.images.resolve(image)?.top);
+        Ok(numbers.into_iter().map(|n| self.images.place().layer(n).join("diff")).collect())
+    }
+
     pub(super) fn try_launch(&mut self, id: &Id) -> std::result::Result<(), LaunchError> {
         let container = self.containers.find(id)?;
         let record = container.record.clone();
@@ -233,6 +239,10 @@ impl Daemon {
 
     /// Gives back what a start took: the cgroup; the rest goes with the namespaces.
     pub(super) fn release_container_resources(&mut self, id: &Id) {
+        if let Some(container) = self.containers.get(id) {
+            let mounted = self.mounted_volumes(&container.record);
+            self.unmount_volumes(&mounted);
+        }
         if let Some(group) = self.running_cgroups.remove(id) {
             // Execs of a container with the host's pid namespace outlive its first process.
             let _ = group.kill_all();

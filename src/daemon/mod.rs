@@ -99,6 +99,7 @@ pub struct Daemon {
     pub images: crate::image::Store,
     /// A worker is deleting what was thrown away.
     pub(crate) sweeping: bool,
+    pub volumes: crate::volume::Volumes,
     pub containers: Containers,
     pub(crate) processes: HashMap<u64, Process>,
     pub(crate) execs: HashMap<Rc<str>, Exec>,

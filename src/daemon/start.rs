@@ -105,10 +105,13 @@ fn start(options: Options) -> Result<Daemon, String> {
     })
     .map_err(|e| e.message)?;
     let cgroups = open_cgroups(&options)?;
+    let volumes = crate::volume::Volumes::open(&data_root).map_err(|e| format!("open volumes: {}", crate::error::strerror(&e)))?;
+    volumes.unmount_left_over();
     let mut daemon = Daemon {
         id,
         images,
         sweeping: false,
+        volumes,
         containers: Containers::default(),
         processes: HashMap::new(),
         execs: HashMap::new(),
