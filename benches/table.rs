@@ -49,13 +49,12 @@ struct Row {
 
 fn table() -> String {
     let mut rows = Vec::new();
-    eprintln!("the floor …");
     let floor = floor::median_ms(100);
-    eprintln!("crun …");
+    eprintln!("the floor: {floor:.2?} ms");
     let crun = crun::median_ms(50);
-    eprintln!("coracle …");
+    eprintln!("crun run: {crun:.2?} ms; now coracle …");
     let ours = measure(Kind::Coracle).expect("ours is always there");
-    eprintln!("dockerd …");
+    eprintln!("now dockerd …");
     let dockerd = measure(Kind::Dockerd);
     let mut row = |what, unit, figure: fn(&Figures) -> f64, floor, crun, aim, more_is_better| {
         rows.push(Row { what, unit, ours: figure(&ours), floor, crun, dockerd: dockerd.as_ref().map(figure), aim, more_is_better });

@@ -4,6 +4,7 @@
 mod common;
 
 mod engine {
+    mod clients;
     mod crash;
     mod exec;
     mod house;
