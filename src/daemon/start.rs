@@ -255,6 +255,9 @@ impl Daemon {
                 let _ = std::fs::remove_file(path);
             }
         }
+        if let Some(cgroups) = &self.cgroups {
+            cgroups.remove_parents();
+        }
         let _ = std::fs::remove_file(self.pidfile());
         log::info!("stopped");
     }

@@ -100,6 +100,21 @@ impl Cgroups {
         }
     }
 
+    /// Removes the parents that nothing is left in; for an orderly stop. Those of systemd are systemd's.
+    pub fn remove_parents(&self) {
+        if self.facts.driver == Driver::Systemd {
+            return;
+        }
+        for parent in self.parents.iter().filter(|parent| !parent.path.is_empty() && parent.path != self.facts.hierarchy.base) {
+            for tree in &self.facts.hierarchy.trees {
+                // A directory that is still used refuses, and that is right.
+                if let Ok(place) = cstring(format!("{}{}", tree.point, parent.path)) {
+                    let _ = fs::unlinkat(fd::AT_FDCWD, &place, libc::AT_REMOVEDIR);
+                }
+            }
+        }
+    }
+
     /// Finds a container's cgroup again after a restart of the daemon, by [`Plan::path`]; `None` when no tree has it any more.
     pub fn reopen(&mut self, path: &str) -> Result<Option<Cgroup>> {
         let (parent, leaf) = path.rsplit_once('/').filter(|(_, leaf)| !leaf.is_empty()).ok_or_else(|| Error::system("bad cgroup path"))?;
