@@ -101,8 +101,10 @@ fn inspect_tells_its_life() {
     let head = stream.read_head().expect(101);
     assert_eq!(head.header("Upgrade"), Some("tcp"));
     assert_eq!(head.header("Content-Type"), Some("application/vnd.docker.multiplexed-stream"));
-    let running = daemon.get(&format!("/exec/{id}/json")).expect(200).json();
-    assert_eq!(running["Running"], true);
+    // The head comes before the program.
+    let running = eventually("it runs", Duration::from_secs(10), || {
+        Some(daemon.get(&format!("/exec/{id}/json")).expect(200).json()).filter(|exec| exec["Running"] == true)
+    });
     assert!(running["Pid"].as_i64().is_some_and(|pid| pid > 1), "{running}");
     assert_eq!(daemon.inspect("box")["ExecIDs"], json!([id]));
     stream.send("go\n");

@@ -67,7 +67,9 @@ fn kill_takes_names_and_numbers() {
     }
     let id = daemon.run("bad", &["sleep", "60"]);
     for signal in ["NOSUCH", "0", "-1", "999", "SIG"] {
-        daemon.post(&format!("/containers/{id}/kill?signal={signal}")).refuses(400, &format!("invalid signal: {signal}"));
+        daemon
+            .post(&format!("/containers/{id}/kill?signal={signal}"))
+            .refuses(400, &format!("cannot kill container: {id}: invalid signal: {signal}"));
     }
 }
 
