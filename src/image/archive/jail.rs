@@ -295,14 +295,21 @@ pub fn stream_in(
     let mut jail = start(policy, |prisoner| body(&mut std::fs::File::from(dup(&read)?), prisoner))?;
     drop(read);
     let mut buffer = vec![0; 256 * 1024];
-    loop {
-        match source.read(&mut buffer) {
-            Ok(0) => break,
-            Ok(count) if jail.feed(write.as_fd(), &buffer[..count])? => {}
-            Ok(_) => break,
-            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-            // The child is killed by the drop: a broken source must not look like a whole one.
-            Err(e) => return Err(from_io("read archive", e)),
+    let mut ended = false;
+    while !ended {
+        // Decoders give small pieces; the pipe costs by the write.
+        let mut filled = 0;
+        while filled < buffer.len() / 2 && !ended {
+            match source.read(&mut buffer[filled..]) {
+                Ok(0) => ended = true,
+                Ok(count) => filled += count,
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                // The child is killed by the drop: a broken source must not look like a whole one.
+                Err(e) => return Err(from_io("read archive", e)),
+            }
+        }
+        if !jail.feed(write.as_fd(), &buffer[..filled])? {
+            break;
         }
     }
     drop(write);
