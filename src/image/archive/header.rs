@@ -13,6 +13,9 @@ pub const PATH_MAX: usize = 4096;
 /// Longest component of a path, in bytes (NAME_MAX).
 pub const NAME_MAX: usize = 255;
 
+/// Most extended attributes of one entry.
+const XATTRS_MAX: usize = 1024;
+
 /// What a tar entry is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
@@ -208,6 +211,9 @@ impl Extensions {
         if let Some(name) = key.strip_prefix(b"SCHILY.xattr.") {
             if !name.is_empty() {
                 self.xattrs.retain(|(n, _)| n != name);
+                if self.xattrs.len() >= XATTRS_MAX {
+                    return Err(invalid_header());
+                }
                 self.xattrs.push((name.to_vec(), value.to_vec()));
             }
             return Ok(());

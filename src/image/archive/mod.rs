@@ -7,6 +7,7 @@ pub mod apply;
 mod bzip2;
 pub mod changes;
 pub mod compress;
+pub mod copy;
 pub mod decompress;
 pub mod encode;
 pub mod header;

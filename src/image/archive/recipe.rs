@@ -21,6 +21,7 @@ use super::walk::{Walk, failed};
 use crate::error::{Error, Result};
 use crate::image::digest::Digest;
 use crate::sys::{self, fd};
+use std::collections::HashMap;
 use std::fs::File;
 use std::io::{self, BufReader, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd};
@@ -262,11 +263,11 @@ pub fn reproduce(layer: BorrowedFd, out: &mut dyn Write) -> Result<Reproduced> {
         number += 1;
         // The content that stood here may have been replaced later in the same stream.
         let mut open = |path: &[u8]| -> Result<File> {
-            let later = superseded.iter().find(|s| s.step > number && s.path == path);
+            let later = superseded.get(path).and_then(|spares| spares.iter().find(|(step, _)| *step > number));
             let flags = libc::O_RDONLY | libc::O_NONBLOCK | libc::O_NOFOLLOW;
             match later {
-                Some(later) => {
-                    let name = sys::cstring(format!("spare/{}", later.spare)).map_err(|_| torn())?;
+                Some((_, spare)) => {
+                    let name = sys::cstring(format!("spare/{spare}")).map_err(|_| torn())?;
                     fd::openat(layer, &name, flags, 0).map(File::from).map_err(|e| failed("open spare of", path, &e))
                 }
                 None => files.open(path, flags).map(File::from),
@@ -299,24 +300,20 @@ fn changed(path: &[u8]) -> Error {
     Error::system(format!("layer content has changed: /{}", String::from_utf8_lossy(path)))
 }
 
-/// A path whose content up to a step is now elsewhere.
-struct Spare {
-    step: u64,
-    path: Vec<u8>,
-    spare: u64,
-}
+/// Contents that are elsewhere now: by path, up to which step, and under which number.
+type Superseded = HashMap<Vec<u8>, Vec<(u64, u64)>>;
 
 /// Reads a recipe to its end, and so verifies its checksum.
-fn check(layer: BorrowedFd) -> Result<Vec<Spare>> {
+fn check(layer: BorrowedFd) -> Result<Superseded> {
     let mut steps = steps(layer)?;
-    let mut superseded = Vec::new();
+    let mut superseded = Superseded::new();
     let mut number = 0;
     loop {
         number += 1;
         match steps.next()? {
             Step::Framing(length) => steps.skip(length)?,
             Step::Content { .. } | Step::Regions { .. } => {}
-            Step::Superseded { path, spare } => superseded.push(Spare { step: number, path, spare }),
+            Step::Superseded { path, spare } => superseded.entry(path).or_default().push((number, spare)),
             Step::End { .. } => {
                 let mut rest = [0; 1];
                 return match steps.input.read(&mut rest) {

@@ -61,8 +61,8 @@ impl<'a> Writer<'a> {
         Writer { stream: Stream::new(out, true), record: Some(record), links: HashMap::new(), totals: Totals::default() }
     }
 
-    /// Writes what `name` in `directory` is, under the name `rebase` (no slashes at its ends). "" writes only the entries of
-    /// a directory, not itself. `name` is not followed when it is a link; "." is the directory.
+    /// Writes what `name` in `directory` is, under the name `rebase`. "" writes only the entries of
+    /// a directory, not itself; "/" gives absolute names, which clients expect of a copied root. `name` is not followed when it is a link; "." is the directory.
     pub fn tree(&mut self, directory: BorrowedFd, name: &CStr, rebase: &[u8], options: &Options) -> Result<()> {
         let source = if name == c"." { Vec::new() } else { name.to_bytes().to_vec() };
         self.node(directory, name, rebase, &source, options)
@@ -182,7 +182,7 @@ impl<'a> Writer<'a> {
             Err(e) if options.hide_mounts && e.raw_os_error() == Some(libc::EXDEV) => None,
             done => Some(done.map_err(|e| failed("open", source, &e))?),
         };
-        let slashed = [item.path, b"/"].concat();
+        let slashed = if item.path.ends_with(b"/") { item.path.to_vec() } else { [item.path, b"/"].concat() };
         let xattrs = listed.as_ref().map_or(Ok(Vec::new()), |fd| xattrs(fd.as_fd(), source))?;
         if !item.path.is_empty() {
             self.entry(&Item { kind: Kind::Directory, path: &slashed, size: 0, xattrs: &xattrs, ..item.clone() })?;
@@ -198,7 +198,10 @@ impl<'a> Writer<'a> {
             names.push(child.map_err(|e| failed("readdir", source, &e))?.name);
         }
         names.sort_unstable();
-        let below = |of: &[u8], name: &CStr| if of.is_empty() { name.to_bytes().to_vec() } else { [of, b"/", name.to_bytes()].concat() };
+        let below = |of: &[u8], name: &CStr| match of.last() {
+            None | Some(b'/') => [of, name.to_bytes()].concat(),
+            Some(_) => [of, b"/", name.to_bytes()].concat(),
+        };
         for name in names {
             self.node(listed.as_fd(), &name, &below(item.path, &name), &below(source, &name), options)?;
         }
