@@ -2,10 +2,12 @@
 
 use super::image_views::{self, ListOptions};
 use super::{Reply, Request};
+use crate::container::record::Status;
 use crate::daemon::Daemon;
 use crate::error::{Error, Result};
 use crate::http::Response;
 use crate::image::Store;
+use crate::image::commit::Commit;
 use crate::image::config::Platform;
 use crate::image::digest::Digest;
 use crate::image::import::Import;
@@ -210,7 +212,10 @@ pub fn create(daemon: &mut Daemon, request: &Request) -> Result<Job> {
     match &*source {
         "-" => Ok(Job::new("import", |context| import.run_body(context))),
         "" => Err(Error::invalid("fromSrc is required")),
-        _ => Err(Error::not_implemented("import from a URL is not here yet")),
+        _ => {
+            let settings = super::registry::settings(daemon, request);
+            Ok(Job::new("import", move |context| import.run_url(context, &source, settings)))
+        }
     }
 }
 
@@ -229,4 +234,33 @@ pub fn save(daemon: &mut Daemon, request: &Request) -> Result<Job> {
         name => Save::plan(&daemon.images, std::iter::once(name), platform.as_ref())?,
     };
     Ok(Job::new("save", |context| save.run(context)))
+}
+
+/// POST /commit.
+pub fn commit(daemon: &mut Daemon, request: &Request) -> Result<Job> {
+    let query = &request.query;
+    let reference = Reference::from_repo_and_tag(query.get("repo"), query.get("tag"))?;
+    let id = daemon.containers.resolve(query.get("container"))?;
+    let container = daemon.containers.find(&id)?;
+    match container.record.state.status {
+        Status::Dead => return Err(Error::conflict(format!("You cannot commit container {id} which is Dead"))),
+        Status::Removing => return Err(Error::conflict(format!("You cannot commit container {id} which is being removed"))),
+        _ if container.removing => return Err(Error::conflict(format!("You cannot commit container {id} which is being removed"))),
+        _ => {}
+    }
+    let image = container.record.image.parse()?;
+    let commit = Commit {
+        place: daemon.images.place().clone(),
+        container: id.to_string(),
+        upper: daemon.container_dir(&id).join("upper"),
+        config: container.record.config.clone(),
+        image,
+        parent: daemon.images.document(image)?,
+        pause: query.get("pause").is_empty() || query.flag("pause"),
+        reference,
+        author: query.get("author").to_owned(),
+        comment: query.get("comment").to_owned(),
+        changes: query.all("changes").map(str::to_owned).collect(),
+    };
+    Ok(Job::new("commit", |context| commit.run(context)))
 }

@@ -56,6 +56,7 @@ const IMAGES: &[Route] = &[
     now("POST", "/images/prune", images::prune),
     worker("POST", "/images/create", images::create),
     worker("POST", "/images/load", images::load),
+    worker("POST", "/commit", images::commit),
     worker("GET", "/images/get", images::save),
     worker("GET", "/images/{name...}/get", images::save),
 ];

@@ -108,6 +108,7 @@ impl Daemon {
 
     /// A worker has ended: others may make what it was making.
     pub(super) fn image_worker_gone(&mut self, number: u64) {
+        self.end_commit(number);
         let answers = self.images.worker_gone(number);
         self.answer_claims(answers);
         self.sweep_images();
@@ -178,6 +179,16 @@ impl Daemon {
                 self.image_event(&action, id, &name);
                 Ok(Answer::Done)
             }
+            ImageMessage::BeginCommit { container, pause } => self.begin_commit(worker, &container, pause).map(|()| Answer::Done),
+            ImageMessage::EndCommit { container } => {
+                self.end_commit(worker);
+                self.containers.find(&container).map(|_| Answer::Done)
+            }
+            ImageMessage::Committed { container, id, reference, comment } => {
+                let attributes = [("comment", comment), ("imageID", id.to_string()), ("imageRef", reference)];
+                self.emit_container(&container, "commit", &attributes);
+                Ok(Answer::Done)
+            }
             ImageMessage::Resolve { name } => self.images.resolve(&name).map(|image| {
                 let mut layers = self.images.lower_numbers(image.top);
                 layers.reverse();
@@ -185,6 +196,23 @@ impl Daemon {
             }),
         };
         self.answer_worker(worker, message, answer);
+    }
+
+    fn begin_commit(&mut self, worker: u64, container: &str, pause: bool) -> Result<()> {
+        let id = self.containers.find(container)?.id();
+        // One that does not run, or is paused already, is as still as it can be.
+        if pause && self.pause_container(&id).is_ok() {
+            self.paused_by.insert(worker, id);
+        }
+        Ok(())
+    }
+
+    /// Lets a container run on that a commit has paused.
+    fn end_commit(&mut self, worker: u64) {
+        let Some(id) = self.paused_by.remove(&worker) else { return };
+        if let Err(e) = self.unpause_container(&id) {
+            log::warn!("container {id} was paused for a commit, and does not run on: {e}");
+        }
     }
 
     /// Answers a worker once the index is durable.

@@ -99,6 +99,8 @@ pub struct Daemon {
     pub images: crate::image::Store,
     /// A worker is deleting what was thrown away.
     pub(crate) sweeping: bool,
+    /// Containers that a commit has paused, by its worker.
+    pub(crate) paused_by: HashMap<u64, crate::container::record::Id>,
     pub volumes: crate::volume::Volumes,
     pub containers: Containers,
     pub(crate) processes: HashMap<u64, Process>,

@@ -111,6 +111,7 @@ fn start(options: Options) -> Result<Daemon, String> {
         id,
         images,
         sweeping: false,
+        paused_by: HashMap::new(),
         volumes,
         containers: Containers::default(),
         processes: HashMap::new(),

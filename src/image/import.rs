@@ -6,10 +6,19 @@ use super::reference::Reference;
 use super::store::Place;
 use super::work::{self, Work};
 use crate::container::config::Config;
-use crate::error::{Error, Result};
+use crate::error::{Error, Kind, Result};
+use crate::registry::endpoint::Settings;
+use crate::registry::progress;
+use crate::registry::transport::{Answer, Exchange, Transport};
 use crate::worker::Context;
 use crate::{sys, timestamp};
 use serde_json::json;
+use std::io::Read;
+
+/// Bytes between two progress lines.
+const PROGRESS_STEP: u64 = 1 << 20;
+/// Bytes of an error page that are shown.
+const ERROR_MAX: u64 = 4096;
 
 /// What is asked for, checked already.
 pub struct Import {
@@ -38,6 +47,32 @@ impl Import {
         let mut work = Work::begin(&self.place, context.number)?;
         let staged = work.ingest(context.body(), &Expect::default(), &mut |_| {})?;
         self.finish(context, &mut work, &staged)
+    }
+
+    /// Imports what a URL gives.
+    pub fn run_url(self, context: &mut Context, url: &str, settings: Settings) -> Result<()> {
+        let url = if url.contains("://") { url.to_owned() } else { format!("http://{url}") };
+        let mut answer = Transport::new(settings).run(Exchange::new("GET", &url), false)?;
+        if answer.status >= 400 {
+            return Err(refused(&url, &mut answer));
+        }
+        let mut work = Work::begin(&self.place, context.number)?;
+        context.start(200, "application/json")?;
+        context.line(&json!({"status": format!("Downloading from {url}")}))?;
+        let total = answer.header("content-length").and_then(|length| length.parse().ok()).unwrap_or(0);
+        let (mut told, mut trouble) = (0, None);
+        let mut body = answer.body.as_reader();
+        let staged = work.ingest(&mut body, &Expect::default(), &mut |current| {
+            let due = current - told >= PROGRESS_STEP || (current == total && current != told);
+            if due && trouble.is_none() {
+                told = current;
+                trouble = context.line(&progress::bar("", "Importing", current, total)).err();
+            }
+        })?;
+        match trouble {
+            Some(trouble) => Err(trouble),
+            None => self.finish(context, &mut work, &staged),
+        }
     }
 
     fn finish(self, context: &mut Context, work: &mut Work, staged: &work::Staged) -> Result<()> {
@@ -69,4 +104,20 @@ impl Import {
         }
         context.line(&json!({"status": id}))
     }
+}
+
+/// A server's refusal, in the reference's words.
+fn refused(url: &str, answer: &mut Answer) -> Error {
+    let mut text = Vec::new();
+    // What can't be read of an error's text is left out of it.
+    let _ = answer.body.as_reader().take(ERROR_MAX).read_to_end(&mut text);
+    let text = String::from_utf8_lossy(&text);
+    let kind = match answer.status {
+        400 => Kind::InvalidParameter,
+        401 => Kind::Unauthorized,
+        403 => Kind::Forbidden,
+        404 => Kind::NotFound,
+        _ => Kind::System,
+    };
+    Error::new(kind, format!("failed to GET {url} with status {}: {}", answer.status, text.trim()))
 }

@@ -1,6 +1,7 @@
 //! Images: store, layers, recipes, references, archives.
 
 pub mod archive;
+pub mod commit;
 pub mod config;
 pub mod digest;
 pub mod import;

@@ -18,6 +18,6 @@ pub mod push;
 mod resolver;
 pub mod search;
 mod send;
-mod transport;
+pub mod transport;
 mod trust;
 pub mod upload;

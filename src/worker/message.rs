@@ -37,6 +37,12 @@ pub enum ImageMessage {
     Tag { reference: String, id: Digest, event: bool },
     /// Publishes an image event with the image's labels; `name` is the attribute of that name.
     Event { action: String, id: Digest, name: String },
+    /// A container's files are about to be copied: paused meanwhile, if `pause` and it runs. [`Answer::Done`].
+    BeginCommit { container: String, pause: bool },
+    /// They are copied; refused when the container is gone, as the copy is then not whole. [`Answer::Done`].
+    EndCommit { container: String },
+    /// A container was committed: its event. [`Answer::Done`].
+    Committed { container: String, id: Digest, reference: String, comment: String },
     /// The image of this name or id: [`Answer::Image`].
     Resolve { name: String },
 }
