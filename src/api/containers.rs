@@ -246,3 +246,55 @@ pub fn prune(daemon: &mut Daemon, request: &Request) -> Result<Reply> {
     let deleted = if deleted.is_empty() { serde_json::Value::Null } else { json!(deleted) };
     Ok(Response::json(200, &json!({"ContainersDeleted": deleted, "SpaceReclaimed": 0})).into())
 }
+
+/// GET /containers/{id}/stats.
+pub fn stats(daemon: &mut Daemon, request: &Request) -> Result<Reply> {
+    let id = target(daemon, request)?;
+    let stream = request.query.flag_or("stream", true);
+    let one_shot = request.minor >= 41 && request.query.flag("one-shot");
+    if stream && one_shot {
+        return Err(Error::invalid("cannot have stream=true and one-shot=true"));
+    }
+    daemon.begin_stats(id, request.conn, stream, one_shot)?;
+    Ok(Reply::Parked)
+}
+
+/// GET /containers/{id}/top.
+pub fn top(daemon: &mut Daemon, request: &Request) -> Result<Reply> {
+    let arguments = match request.query.get("ps_args") {
+        "" => "-ef",
+        given => given,
+    };
+    let arguments = crate::container::top::check_arguments(arguments)?;
+    let id = target(daemon, request)?;
+    let pids = daemon.container_pids(&id)?;
+    daemon.emit_container(&id, "top", &[]);
+    daemon.serve_by_worker(request, crate::container::top::job(pids, arguments))
+}
+
+/// The body of update: resources, and the restart policy beside them.
+#[derive(Debug, Default, serde::Deserialize)]
+#[serde(default)]
+struct UpdateBody {
+    #[serde(flatten)]
+    resources: crate::container::config::Resources,
+    #[serde(rename = "RestartPolicy")]
+    restart_policy: crate::container::config::RestartPolicy,
+}
+
+/// POST /containers/{id}/update.
+pub fn update(daemon: &mut Daemon, request: &Request) -> Result<Reply> {
+    let body: UpdateBody = request.json()?;
+    let id = target(daemon, request)?;
+    let (conn, minor) = (request.conn, request.minor);
+    daemon.update_container(
+        &id,
+        body.resources,
+        body.restart_policy,
+        Box::new(move |daemon, updated| match updated {
+            Ok(warnings) => daemon.respond(conn, &Response::json(200, &json!({"Warnings": warnings}))),
+            Err(error) => daemon.fail(conn, &error, minor),
+        }),
+    );
+    Ok(Reply::Parked)
+}

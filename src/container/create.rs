@@ -252,6 +252,7 @@ impl Daemon {
             started_ms: 0,
             removing: false,
             execs: Vec::new(),
+            health: None,
             ending_by_request: false,
         });
     }

@@ -49,6 +49,8 @@ pub struct Exec {
     pub running: bool,
     pub exit_code: Option<i32>,
     then: Option<Then<Result<()>>>,
+    /// A health check's: its result goes to the container's health.
+    probe: bool,
 }
 
 impl Daemon {
@@ -72,7 +74,17 @@ impl Daemon {
         let label = command_label(&config);
         self.execs.insert(
             id.clone(),
-            Exec { container: container.clone(), config, hub, pid: 0, started: false, running: false, exit_code: None, then: None },
+            Exec {
+                container: container.clone(),
+                config,
+                hub,
+                pid: 0,
+                started: false,
+                running: false,
+                exit_code: None,
+                then: None,
+                probe: false,
+            },
         );
         self.containers.find_mut(container)?.execs.push(id.clone());
         self.emit_container(container, &format!("exec_create: {label}"), &[("execID", id.to_string())]);
@@ -185,8 +197,30 @@ impl Daemon {
             then(self, Err(error));
         }
         self.drain_hub(hub);
+        if self.execs.get(id).is_some_and(|exec| exec.probe) {
+            let output = self.hubs.get_mut(hub).and_then(|hub| hub.capture.take()).unwrap_or_default();
+            self.on_probe_exit(&container, id, code, String::from_utf8_lossy(&output).into_owned());
+        }
         self.emit_container(&container, "exec_die", &[("execID", id.to_string()), ("exitCode", code.to_string())]);
         self.after(KEPT_MS, Timer::ForgetExec(id.clone()));
+    }
+
+    /// Makes an exec a health check's probe: what it writes is kept for its result.
+    pub(super) fn make_probe(&mut self, id: &Rc<str>) {
+        if let Some(exec) = self.execs.get_mut(id) {
+            exec.probe = true;
+            if let Some(hub) = self.hubs.get_mut(exec.hub) {
+                hub.capture = Some(Vec::new());
+            }
+        }
+    }
+
+    /// Ends a running exec.
+    pub(super) fn kill_exec(&mut self, id: &Rc<str>) {
+        let number = self.processes.iter().find(|(_, process)| matches!(&process.owner, Owner::Exec(exec) if exec == id)).map(|(n, _)| *n);
+        if let Some(number) = number {
+            let _ = self.signal_process(number, libc::SIGKILL);
+        }
     }
 
     /// A finished exec has been kept long enough.

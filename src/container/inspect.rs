@@ -18,7 +18,7 @@ fn time_or_zero(ns: Option<i64>) -> String {
 /// inspect's State.
 fn state_json(container: &Container) -> Value {
     let State { status, pid, exit_code, error, oom_killed, started_ns, finished_ns } = &container.record.state;
-    json!({
+    let mut value = json!({
         "Status": status.name(),
         "Running": container.record.state.is_running() || *status == Status::Restarting,
         "Paused": *status == Status::Paused,
@@ -30,7 +30,11 @@ fn state_json(container: &Container) -> Value {
         "Error": error,
         "StartedAt": time_or_zero(*started_ns),
         "FinishedAt": time_or_zero(*finished_ns),
-    })
+    });
+    if let Some(health) = container.health_json() {
+        value["Health"] = health;
+    }
+    value
 }
 
 /// "Up 3 minutes", "Exited (0) 2 seconds ago": the Status of lists.
@@ -38,7 +42,7 @@ pub fn status_text(container: &Container, now_ns: i64) -> String {
     let state = &container.record.state;
     let since = |ns: Option<i64>| human_duration((now_ns - ns.unwrap_or(now_ns)) / 1_000_000_000);
     match state.status {
-        Status::Running => format!("Up {}", since(state.started_ns)),
+        Status::Running => format!("Up {}{}", since(state.started_ns), container.health_suffix()),
         Status::Paused => format!("Up {} (Paused)", since(state.started_ns)),
         Status::Restarting => format!("Restarting ({}) {} ago", state.exit_code, since(state.finished_ns)),
         Status::Removing => "Removal In Progress".into(),

@@ -155,6 +155,7 @@ pub struct Container {
     pub removing: bool,
     /// Exec instances of it, for inspect.
     pub execs: Vec<Rc<str>>,
+    pub health: Option<super::health::Health>,
     /// A client asked for the end (stop, kill, restart): restart policies stay out of it.
     pub ending_by_request: bool,
 }

@@ -135,10 +135,3 @@ fn port_matches(port: &str, want: &str) -> bool {
         _ => false,
     }
 }
-
-impl Container {
-    /// "none" without a health check, else its state.
-    pub fn health_status(&self) -> &str {
-        "none"
-    }
-}

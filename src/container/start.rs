@@ -228,10 +228,14 @@ impl Daemon {
     }
 
     /// After the program runs: what accompanies it.
-    pub(super) fn on_started(&mut self, _id: &Id) {}
+    pub(super) fn on_started(&mut self, id: &Id) {
+        self.start_health(id);
+    }
 
     /// The program has ended: what accompanied it ends too.
-    pub(super) fn on_stopped(&mut self, _id: &Id) {}
+    pub(super) fn on_stopped(&mut self, id: &Id) {
+        self.stop_health(id);
+    }
 
     pub(super) fn was_oom_killed(&self, id: &Id) -> bool {
         self.running_cgroups.get(id).is_some_and(|group| group.oom_killed_since(0))

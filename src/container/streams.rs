@@ -91,6 +91,8 @@ pub struct Hub {
     attached: Vec<Attached>,
     /// The container's log; `None` for execs and for drivers that keep none.
     pub log: Option<JsonFile>,
+    /// The first bytes of output, for a health check's result.
+    pub capture: Option<Vec<u8>>,
     /// The id under which followers know the log.
     pub log_name: Rc<str>,
     /// Close stdin when its client has finished (StdinOnce; always for execs).
@@ -167,8 +169,18 @@ impl Daemon {
     pub fn make_hub(&mut self, tty: bool, stdin_once: bool, log_name: Rc<str>) -> HubId {
         let id = HubId(self.unique());
         let stdin = Stdin { pipe: None, queue: VecDeque::new(), ended: false, paused: Vec::new() };
-        let hub =
-            Hub { tty, outputs: [None, None], stdin, attached: Vec::new(), log: None, log_name, stdin_once, size: None, ended: false };
+        let hub = Hub {
+            tty,
+            outputs: [None, None],
+            stdin,
+            attached: Vec::new(),
+            log: None,
+            capture: None,
+            log_name,
+            stdin_once,
+            size: None,
+            ended: false,
+        };
         self.hubs.hubs.insert(id, hub);
         id
     }
@@ -257,6 +269,10 @@ impl Daemon {
             let (followers, name) = (&mut self.followers, &hub.log_name);
             log.feed(stream, data, &mut |segment| followers.rotated(name, segment));
             followers.wake(name);
+        }
+        if let Some(kept) = &mut hub.capture {
+            let room = super::health::MAX_OUTPUT.saturating_sub(kept.len());
+            kept.extend_from_slice(&data[..data.len().min(room)]);
         }
         let header = stream.frame(data.len());
         let header: &[u8] = if hub.tty { &[] } else { &header };

@@ -1,6 +1,6 @@
 //! Checks of a container's configuration before anything is made, in the reference's words.
 
-use super::config::{Config, HostConfig, MountSpec};
+use super::config::{Config, HostConfig, MountSpec, RestartPolicy};
 use super::signal;
 use crate::error::{Error, Result};
 
@@ -53,7 +53,7 @@ pub fn config(config: &mut Config) -> Result<()> {
 
 /// Checks the host's part.
 pub fn host(host: &mut HostConfig, minor: u16) -> Result<()> {
-    restart_policy(host)?;
+    restart_policy(&host.restart_policy)?;
     if host.auto_remove && !matches!(host.restart_policy.name.as_str(), "" | "no") {
         return Err(Error::invalid("can't create 'AutoRemove' container with restart policy"));
     }
@@ -114,8 +114,8 @@ pub fn host(host: &mut HostConfig, minor: u16) -> Result<()> {
     Ok(())
 }
 
-fn restart_policy(host: &mut HostConfig) -> Result<()> {
-    let policy = &host.restart_policy;
+/// Checks a restart policy.
+pub fn restart_policy(policy: &RestartPolicy) -> Result<()> {
     match policy.name.as_str() {
         "always" | "unless-stopped" | "no" if policy.maximum_retry_count > 0 => {
             Err(Error::invalid("invalid restart policy: maximum retry count can only be used with 'on-failure'"))

@@ -82,6 +82,12 @@ pub enum Timer {
     RemoveCgroup(u64),
     /// A finished exec has been kept long enough.
     ForgetExec(Rc<str>),
+    /// A health check is due.
+    Probe(Id),
+    /// A health check has taken too long.
+    ProbeTimeout(Id, Rc<str>),
+    /// The next sample of a client's statistics.
+    Stats(Box<crate::container::stats::Sampling>),
     /// A follower's pages should be in memory by now.
     WakeFollower(ConnId),
 }
@@ -218,6 +224,9 @@ impl Daemon {
                 }
             }
             Timer::ForgetExec(id) => self.forget_exec(&id),
+            Timer::Probe(id) => self.on_probe_due(&id),
+            Timer::ProbeTimeout(id, exec) => self.on_probe_timeout(&id, &exec),
+            Timer::Stats(sampling) => self.tick_stats(*sampling),
             Timer::WakeFollower(conn) => self.wake_follower(conn),
         }
     }
