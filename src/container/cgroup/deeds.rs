@@ -24,7 +24,7 @@ struct World {
 
 impl World {
     fn new() -> Option<World> {
-        let parent = format!("/coracle-test-{}-{}", process::getpid(), NEXT.fetch_add(1, Ordering::Relaxed));
+        let parent = format!("/coracle-unit-{}-{}", process::getpid(), NEXT.fetch_add(1, Ordering::Relaxed));
         if process::geteuid() != 0 {
             eprintln!("skipped: needs root");
             return None;
@@ -355,4 +355,28 @@ fn a_systemd_scope_holds_limits_and_goes() {
     assert!(matches!(status(pid), ExitStatus::Signal(_)));
     assert!(wait_until(|| cgroups.reopen(&plan.path()).unwrap().is_none()));
     bus.stop(&scope.name).unwrap();
+}
+
+#[test]
+fn realtime_is_passed_down_from_the_daemons_share() {
+    let Some(mut world) = World::new() else { return };
+    if !world.supports(|s| s.cpu_realtime, "realtime limit") {
+        return;
+    }
+    let asked = Resources { cpu_realtime_period: 1_000_000, cpu_realtime_runtime: 500, ..Resources::default() };
+    let refused = make(&mut world.cgroups, "early", &asked, &Devices::with(&[]));
+    assert!(refused.is_err(), "the parent has none to give");
+    world.cgroups.set_realtime(1_000_000, 1_000).unwrap();
+    let cgroup = world.cgroup("late", &asked, &Devices::with(&[]));
+    assert_eq!(cgroup.read("cpu", "cpu.rt_runtime_us").unwrap().trim(), "500");
+}
+
+#[test]
+fn a_refused_plan_leaves_nothing_behind() {
+    let Some(mut world) = World::new() else { return };
+    let wrong = Resources { cpuset_cpus: "4000".into(), ..Resources::default() };
+    let refused = make(&mut world.cgroups, "wrong", &wrong, &Devices::with(&[])).unwrap_err();
+    assert!(refused.message.contains("write cpuset.cpus"), "{refused}");
+    let path = format!("{}{}/wrong", world.cgroups.facts().hierarchy.base, world.parent);
+    assert!(world.cgroups.reopen(&path).unwrap().is_none());
 }

@@ -13,6 +13,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::rc::Rc;
 
 /// A container's cgroup in every tree that it is in. Small: it holds no descriptor of its own.
+#[derive(Debug)]
 pub struct Cgroup {
     facts: Rc<Facts>,
     parent: Rc<Parent>,
@@ -252,8 +253,8 @@ impl Cgroup {
         self.processes().map(|pids| !pids.is_empty())
     }
 
-    /// SIGKILL to every process. On v1, and on v2 before Linux 5.14, a process that forks meanwhile can escape one call:
-    /// call again until [`is_populated`](Self::is_populated) says no. Frozen v1 processes die when thawed.
+    /// SIGKILL to every process, frozen ones included. On v1, and on v2 before Linux 5.14, a process that forks meanwhile can escape one
+    /// call: call again until [`is_populated`](Self::is_populated) says no.
     pub fn kill_all(&self) -> io::Result<()> {
         if self.v2() {
             match self.write("", "cgroup.kill", "1") {
@@ -271,7 +272,8 @@ impl Cgroup {
                 _ => {}
             }
         }
-        Ok(())
+        // A frozen process on v1 dies only when it is let go.
+        if held.is_empty() { Ok(()) } else { self.thaw() }
     }
 
     /// Removes the directories. WouldBlock while a process is still in it (the kernel lets go of the dead with some delay), or when there

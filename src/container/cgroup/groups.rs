@@ -26,6 +26,7 @@ pub struct Cgroups {
 }
 
 /// A directory that containers' cgroups lie in, the same path in every tree. Its descriptors stay open: a start resolves no path.
+#[derive(Debug)]
 pub(super) struct Parent {
     pub path: String,
     /// By tree; opened when first needed.
@@ -49,7 +50,6 @@ impl Cgroups {
         let mut cgroups = Cgroups { facts: Rc::new(facts), parents: Vec::new() };
         let mut sample = None;
         if let Some(tree) = cgroups.v2_tree() {
-            // A slice that systemd has not started yet is made by its first scope.
             let ready = cgroups.parent(&path).dir(&cgroups.facts, tree);
             if driver == Driver::Cgroupfs {
                 ready.map_err(|e| Error::io(format_args!("prepare cgroup {path}"), &e))?;
@@ -80,6 +80,27 @@ impl Cgroups {
         let parent = Rc::new(Parent { path: path.to_owned(), dirs });
         self.parents.push(Rc::clone(&parent));
         parent
+    }
+
+    /// The daemon's `--cpu-rt-period` and `--cpu-rt-runtime` (microseconds, 0 for none): v1 lets a cgroup give its children only as much
+    /// realtime as it has itself, so that every level above the containers is given this.
+    pub fn set_realtime(&mut self, period_us: i64, runtime_us: i64) -> Result<()> {
+        let facts = Rc::clone(&self.facts);
+        let (path, tree) = match (facts.driver, facts.hierarchy.tree_of("cpu")) {
+            (Driver::Cgroupfs, Some(tree)) if !facts.hierarchy.version.is_v2() => (clean_parent(&facts.parent)?, tree),
+            _ => return Ok(()),
+        };
+        let path = format!("{}{path}", facts.hierarchy.base);
+        for (end, _) in path.match_indices('/').skip(1).chain([(path.len(), "")]).filter(|(end, _)| *end > 0) {
+            let level = self.parent(path.get(..end).unwrap_or(&path));
+            for (file, value) in [("cpu.rt_period_us", period_us), ("cpu.rt_runtime_us", runtime_us)] {
+                let write = || files::write(level.dir(&facts, tree)?.as_fd(), file, &value.to_string());
+                if value != 0 {
+                    write().map_err(|e| Error::io(format_args!("write {file} of cgroup {}", level.path), &e))?;
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Carries the plan out: makes the directories, writes the files, attaches the device program. On failure nothing of it is left.
@@ -176,15 +197,25 @@ fn make_directory(cgroup: &Cgroup, directory: &Directory, shared: bool) -> io::R
         let parent = cgroup.parent().dir(cgroup.facts(), directory.tree)?;
         match fs::mkdirat(parent.as_fd(), &leaf, 0o755) {
             Err(e) if e.kind() == io::ErrorKind::AlreadyExists && shared => return Ok(()),
-            Err(e) if e.kind() == io::ErrorKind::AlreadyExists && attempt < 2 => {
-                remove_tree(parent.as_fd(), cgroup.leaf(), &mut 64)?;
-            }
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists && attempt < 2 => remove_left_over(&parent, cgroup.leaf())?,
             // Somebody has removed the parent behind our back; its descriptor is a dead one.
             Err(e) if e.kind() == io::ErrorKind::NotFound && attempt < 2 => cgroup.parent().forget(directory.tree),
             done => return done,
         }
     }
     Err(io::ErrorKind::AlreadyExists.into())
+}
+
+/// The last process of the container's previous run may still be on its way out of a processor: that takes microseconds, so it is given
+/// some. What is still busy then holds a living process.
+fn remove_left_over(parent: &OwnedFd, leaf: &str) -> io::Result<()> {
+    for _ in 0..20 {
+        match remove_tree(parent.as_fd(), leaf, &mut 64) {
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => std::thread::yield_now(),
+            done => return done,
+        }
+    }
+    Err(io::Error::from_raw_os_error(libc::EBUSY))
 }
 
 impl Parent {
@@ -199,9 +230,10 @@ impl Parent {
         }
         let place = facts.hierarchy.trees.get(tree).ok_or(io::ErrorKind::NotFound)?;
         let mut dir = files::open_dir(fd::AT_FDCWD, &place.point)?;
-        let is_limits = facts.hierarchy.version.is_v2() && place.v2;
-        if is_limits {
-            enable_controllers(&dir, self.path.is_empty() || facts.hierarchy.base.is_empty(), facts)?;
+        // What systemd drives, it also gives controllers to, as the scopes' properties ask.
+        let ours = facts.hierarchy.version.is_v2() && facts.driver == Driver::Cgroupfs;
+        if ours {
+            enable_controllers(&dir, "", facts)?;
         }
         let mut walked = String::new();
         for part in self.path.split('/').filter(|part| !part.is_empty()) {
@@ -212,8 +244,8 @@ impl Parent {
             if place.has("cpuset") && !place.v2 {
                 inherit_cpuset(&dir, &next)?;
             }
-            if is_limits {
-                enable_controllers(&next, walked.len() >= facts.hierarchy.base.len(), facts)?;
+            if ours {
+                enable_controllers(&next, &walked, facts)?;
             }
             dir = next;
         }
@@ -241,10 +273,10 @@ fn inherit_cpuset(parent: &OwnedFd, child: &OwnedFd) -> io::Result<()> {
     Ok(())
 }
 
-/// Lets the children of a v2 cgroup have the controllers that it has itself.
+/// Lets the children of a v2 cgroup have the controllers that it has itself. `path` is its place below the mount point.
 ///
-/// Above our own part (`ours` false) what can't be had is left: systemd decides there.
-fn enable_controllers(dir: &OwnedFd, ours: bool, facts: &Facts) -> io::Result<()> {
+/// Above the cgroup that is our own, what can't be had is left: others decide there.
+fn enable_controllers(dir: &OwnedFd, path: &str, facts: &Facts) -> io::Result<()> {
     let offered = files::read(dir.as_fd(), "cgroup.controllers")?;
     let enabled = files::read(dir.as_fd(), "cgroup.subtree_control")?;
     let has = |list: &str, name: &str| list.split_whitespace().any(|had| had == name);
@@ -253,16 +285,18 @@ fn enable_controllers(dir: &OwnedFd, ours: bool, facts: &Facts) -> io::Result<()
     if wanted.is_empty() {
         return Ok(());
     }
+    let base = facts.hierarchy.base.as_str();
     let enable = |text: &str| files::write(dir.as_fd(), "cgroup.subtree_control", text);
     let mut done = enable(&wanted.join(" "));
-    if ours && done.as_ref().is_err_and(|e| e.raw_os_error() == Some(libc::EBUSY)) {
+    // Only in the cgroup that was given to us are the processes ours to move; a parent that a client names may be another container's.
+    if path == base && done.as_ref().is_err_and(|e| e.raw_os_error() == Some(libc::EBUSY)) {
         move_processes_down(dir)?;
         done = enable(&wanted.join(" "));
     }
     if done.is_err() {
         // One controller may refuse alone (cpu, while realtime processes run): the others are still worth having.
         let enabled = wanted.iter().filter(|name| enable(name).is_ok()).count();
-        if enabled == 0 && ours && facts.driver == Driver::Cgroupfs {
+        if enabled == 0 && path.len() >= base.len() {
             return done;
         }
     }

@@ -61,7 +61,7 @@ pub struct Plan {
     pub directories: Vec<Directory>,
     /// v2: what answers for devices; `None` allows all (privileged), and on v1.
     pub program: Option<Vec<Instruction>>,
-    /// With the systemd driver: the unit that must run, holding the container's first process, before [`super::Cgroups::create`].
+    /// With the systemd driver: the unit that must run, holding some process, before [`super::Cgroups::create`].
     pub scope: Option<Scope>,
 }
 

@@ -1,8 +1,10 @@
 //! The systemd driver: a container's cgroup as a transient scope, asked of systemd over D-Bus (org.freedesktop.systemd1(5)).
 //!
-//! A scope must hold a process when it starts, so the container's child is cloned first; then the scope is started with its pid;
-//! then [`Cgroups::create`](super::Cgroups::create) writes what the plan says into the directories that exist by now. Limits go to
-//! systemd as properties too, or its next reload would write its own defaults over ours.
+//! A scope must hold a process when it starts. A worker starts it around itself (`Bus::connect()?.start_scope(&scope, getpid())`) and
+//! stays until the container's first process is in; then everything goes as without systemd: [`Cgroups::create`](super::Cgroups::create)
+//! writes what the plan says into the directories that exist by now, and the child joins. When the last process is gone the unit ends
+//! by itself. Limits go to systemd as properties too ([`Bus::set_properties`](super::Bus::set_properties), before the files are
+//! written), or its next reload would write its own defaults over ours.
 
 use super::limits::cpu_bandwidth;
 use crate::container::config::Resources;

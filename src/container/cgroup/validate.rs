@@ -1,7 +1,9 @@
 //! Checks `Resources` against what the kernel can do, in the reference's words: refusals, warnings, and what is discarded with them.
 
+use super::plan::{self, Driver, Facts};
 use super::support::Support;
-use crate::container::config::{Resources, Ulimit};
+use super::{devices, systemd};
+use crate::container::config::{HostConfig, Resources, Ulimit};
 use crate::error::{Error, Result};
 use std::ops::RangeInclusive;
 
@@ -21,6 +23,24 @@ pub fn resources(r: &mut Resources, support: &Support, update: bool) -> Result<V
     cpuset(r, support, &mut warnings)?;
     blkio(r, support, &mut warnings)?;
     Ok(warnings)
+}
+
+/// The rest of HostConfig that concerns the sandbox's limits: out of range or malformed is refused here, at create, and not at start.
+pub fn host_config(host: &HostConfig, facts: &Facts) -> Result<()> {
+    if host.shm_size < 0 {
+        return Err(Error::invalid("SHM size can not be less than 0"));
+    }
+    if !(-1000..=1000).contains(&host.oom_score_adj) {
+        return Err(Error::invalid(format!("Invalid value {}, range for oom score adj is [-1000, 1000]", host.oom_score_adj)));
+    }
+    if !host.resources.cgroup_parent.is_empty() {
+        match facts.driver {
+            Driver::Cgroupfs => drop(plan::clean_parent(&host.resources.cgroup_parent)?),
+            Driver::Systemd => drop(systemd::slice_path(&host.resources.cgroup_parent)?),
+        }
+    }
+    devices::check(host)?;
+    ulimits(host.resources.ulimits.as_deref().unwrap_or_default())
 }
 
 /// What create fills in before the checks: shares within the kernel's range, twice the memory as memory and swap, a definite OomKillDisable.
@@ -332,6 +352,8 @@ pub fn ulimits(list: &[Ulimit]) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::hierarchy::Hierarchy;
+    use super::super::hierarchy::tests::V2_MOUNTS;
     use super::*;
     use crate::container::config::ThrottleDevice;
     use crate::error::Kind;
@@ -545,6 +567,26 @@ mod tests {
         assert!(above.message.starts_with("Memory limit should be smaller than already set memoryswap limit"));
         let quota = refused(Resources { cpu_quota: 2000, ..Resources::default() });
         assert_eq!(quota.message, "Conflicting options: CPU Quota cannot be updated as NanoCPUs has already been set");
+    }
+
+    #[test]
+    fn the_rest_of_a_host_config_is_checked_at_create() {
+        let hierarchy = Hierarchy::parse(V2_MOUNTS, "0::/\n").unwrap();
+        let mut facts = Facts { hierarchy, support: able(), driver: Driver::Cgroupfs, parent: "/docker".into() };
+        let with = |change: &dyn Fn(&mut HostConfig)| {
+            let mut host = HostConfig::default();
+            change(&mut host);
+            host
+        };
+        assert!(host_config(&HostConfig::default(), &facts).is_ok());
+        let score = host_config(&with(&|host| host.oom_score_adj = 1001), &facts).unwrap_err();
+        assert_eq!(score.message, "Invalid value 1001, range for oom score adj is [-1000, 1000]");
+        assert!(host_config(&with(&|host| host.shm_size = -1), &facts).is_err());
+        assert!(host_config(&with(&|host| host.resources.cgroup_parent = "../x".into()), &facts).is_err());
+        assert!(host_config(&with(&|host| host.resources.device_cgroup_rules = Some(vec!["x".into()])), &facts).is_err());
+        facts.driver = Driver::Systemd;
+        let parent = host_config(&with(&|host| host.resources.cgroup_parent = "/docker".into()), &facts).unwrap_err();
+        assert_eq!(parent.message, "cgroup-parent for systemd cgroup should be a valid slice named as \"xxx.slice\"");
     }
 
     #[test]
