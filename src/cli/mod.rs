@@ -6,6 +6,7 @@ pub fn main() -> i32 {
     let name = args.first().and_then(|path| path.rsplit('/').next()).unwrap_or("coracle");
     match (name, args.get(1).map(String::as_str)) {
         ("dockerd", _) => crate::daemon::start::main(args.get(1..).unwrap_or_default()),
+        (_, Some("stage")) => crate::container::stage::main(&args[2..]),
         (_, Some("daemon")) => crate::daemon::start::main(&args[2..]),
         (_, Some("--version" | "-v" | "version")) => {
             println!("Coracle version {}", env!("CARGO_PKG_VERSION"));

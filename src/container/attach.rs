@@ -42,8 +42,8 @@ pub fn enslave_everything() -> Result<(), Failure> {
 
 /// A new file system, detached. `extra` is one option more than the plan's.
 fn make(fs: &FileSystem, extra: Option<(&CStr, &CStr)>) -> io::Result<OwnedFd> {
-    let context = sys::mount::fsopen(fs.kind)?;
-    sys::mount::fsconfig_string(context.as_fd(), c"source", fs.source)?;
+    let context = sys::mount::fsopen(&fs.kind)?;
+    sys::mount::fsconfig_string(context.as_fd(), c"source", &fs.source)?;
     for (key, value) in &fs.options {
         match value {
             Some(value) => sys::mount::fsconfig_string(context.as_fd(), key, value)?,
@@ -289,7 +289,8 @@ pub fn mask(root: BorrowedFd, paths: &[CString]) -> Result<(), Failure> {
 fn empty_directory() -> io::Result<OwnedFd> {
     let attributes = MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | MOUNT_ATTR_NOEXEC;
     let options = vec![(c"mode".to_owned(), Some(c"755".to_owned())), (c"nr_blocks".to_owned(), Some(c"1".to_owned()))];
-    make(&FileSystem { kind: c"tmpfs", source: c"tmpfs", options, attributes, target: CString::default() }, None)
+    let tmpfs = c"tmpfs".to_owned();
+    make(&FileSystem { kind: tmpfs.clone(), source: tmpfs, options, attributes, target: CString::default() }, None)
 }
 
 /// The host's null device, looked at before it is used. Read-only, so that its owner and mode can't be changed through the cover;

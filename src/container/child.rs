@@ -36,8 +36,8 @@ fn start(plan: &LaunchPlan, channel: BorrowedFd, overlays: &[OwnedFd], mut strea
 
     // Into the cgroup first, so that whatever follows is accounted there, and a private cgroup namespace begins there.
     enter_cgroup(&plan.cgroup)?;
-    for (kind, namespace, name) in &plan.joins {
-        sys::process::setns(namespace.as_fd(), *kind).at(Step::JoinNamespace, name)?;
+    for join in &plan.joins {
+        sys::process::setns(join.namespace.as_fd(), join.kind).at(Step::JoinNamespace, &join.name)?;
     }
     sys::process::unshare(plan.unshare).at(Step::JoinNamespace, "cgroup")?;
 

@@ -7,6 +7,7 @@ use super::child::{begin, enter_cgroup};
 use super::launch::{Launched, Ours, clone};
 use super::plan::ExecPlan;
 use super::report::{At, Channel, Failure, Step, child as say};
+use super::stage;
 use super::tail::{self, Streams};
 use crate::sys;
 use std::convert::Infallible;
@@ -24,14 +25,20 @@ const JOINED: c_int = libc::CLONE_NEWNS | libc::CLONE_NEWUTS | libc::CLONE_NEWIP
 pub fn launch_exec(plan: &ExecPlan) -> Result<Launched, Failure> {
     let (channel, theirs) = Channel::pair().at(Step::Prepare, "channel")?;
     let (ours, streams) = Ours::pipes(&plan.process).at(Step::Prepare, "pipes")?;
-    let Some((pid, pidfd)) = clone(0, Some(&plan.target), &plan.cgroup)? else {
-        drop((channel, ours));
-        run(plan, theirs, streams);
+    let (pid, pidfd) = if plan.staged {
+        stage::start_exec(plan, &theirs, &streams).at(Step::Clone, "")?
+    } else {
+        let Some(cloned) = clone(0, Some(&plan.target), &plan.cgroup)? else {
+            drop((channel, ours));
+            run(plan, theirs, streams);
+        };
+        cloned
     };
     Ok(Launched { pid, pidfd, channel, stdin: ours.stdin, stdout: ours.stdout, stderr: ours.stderr })
 }
 
-fn run(plan: &ExecPlan, channel: OwnedFd, streams: Streams) -> ! {
+/// Never returns: the process executes its program, or reports and exits.
+pub(super) fn run(plan: &ExecPlan, channel: OwnedFd, streams: Streams) -> ! {
     let Err(failure) = start(plan, channel.as_fd(), streams);
     say::send_failure(channel.as_fd(), &failure);
     sys::process::exit(1)

@@ -8,6 +8,7 @@ use super::overlay;
 use super::plan::{LaunchPlan, Member, Placement};
 use super::plan_process::Process;
 use super::report::{At, Channel, Failure, Step};
+use super::stage;
 use super::tail::Streams;
 use crate::sys;
 use crate::sys::process::Pid;
@@ -38,11 +39,15 @@ pub fn launch(plan: &LaunchPlan) -> Result<Launched, Failure> {
         overlays.push(overlay::mount(overlay).at(Step::Overlay, name())?);
     }
     let (channel, theirs) = Channel::pair().at(Step::Prepare, "channel")?;
-    let (mut ours, streams) = Ours::pipes(&plan.process).at(Step::Prepare, "pipes")?;
-    let cloned = clone(plan.clone_flags, plan.pid_namespace.as_ref(), &plan.cgroup)?;
-    let Some((pid, pidfd)) = cloned else {
-        drop((channel, ours));
-        child::run(plan, Inherited { channel: theirs, overlays, streams });
+    let (ours, streams) = Ours::pipes(&plan.process).at(Step::Prepare, "pipes")?;
+    let (pid, pidfd) = if plan.staged {
+        stage::start_launch(plan, &theirs, &overlays, &streams).at(Step::Clone, "")?
+    } else {
+        let Some(cloned) = clone(plan.clone_flags, plan.pid_namespace.as_ref(), &plan.cgroup)? else {
+            drop((channel, ours));
+            child::run(plan, Inherited { channel: theirs, overlays, streams });
+        };
+        cloned
     };
     // The child waits for go, so this comes before anything of the container runs.
     if let Some(score) = plan.oom_score_adj
@@ -51,7 +56,7 @@ pub fn launch(plan: &LaunchPlan) -> Result<Launched, Failure> {
         drop(sys::process::pidfd_send_signal(pidfd.as_fd(), libc::SIGKILL));
         return Err(failure);
     }
-    Ok(Launched { pid, pidfd, channel, stdin: ours.stdin.take(), stdout: ours.stdout.take(), stderr: ours.stderr.take() })
+    Ok(Launched { pid, pidfd, channel, stdin: ours.stdin, stdout: ours.stdout, stderr: ours.stderr })
 }
 
 /// clone3 into new namespaces, and into a pid namespace that exists if one is given; `None` in the child.
@@ -71,6 +76,16 @@ pub(super) fn clone(flags: u64, pid_namespace: Option<&Member>, placement: &Plac
         sys::process::setns(own.as_fd(), libc::CLONE_NEWPID).at(Step::EnterPidNamespace, "the daemon")?;
     }
     cloned.at(Step::Clone, "")
+}
+
+/// As [`clone`], by a process that does nothing else: it stays entered, and the child is its parent's own.
+pub(super) fn enter_and_clone(flags: u64, pid_namespace: Option<&Member>, placement: &Placement) -> io::Result<Option<(Pid, OwnedFd)>> {
+    if let Some(member) = pid_namespace {
+        sys::process::setns(member.pidfd.as_fd(), libc::CLONE_NEWPID)?;
+    }
+    let cgroup = placement.join.as_ref().and_then(|join| join.directory.as_ref()).map(AsFd::as_fd);
+    // With CLONE_PARENT the signal is the parent's own choice: SIGCHLD, as the stage itself was forked.
+    sys::process::clone3(flags | u64::from(libc::CLONE_PARENT.cast_unsigned()), cgroup, 0)
 }
 
 fn write_oom_score(pid: Pid, score: i32) -> Result<(), Failure> {

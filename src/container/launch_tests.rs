@@ -299,7 +299,10 @@ fn pid_and_ipc_of_another_container_are_shared() {
         let mut input = world.input();
         (input.root.upper, input.root.work) = (&second.0, &second.1);
         (input.pid_of, input.ipc_of) = (Some(running.member.clone()), Some(running.member.clone()));
-        let outcome = finish(launch(&super::plan::LaunchPlan::new(&input).expect("a valid plan")));
+        let mut plan = super::plan::LaunchPlan::new(&input).expect("a valid plan");
+        // This program has no face that is a stage.
+        assert!(std::mem::take(&mut plan.staged));
+        let outcome = finish(launch(&plan));
         assert_eq!(outcome.output, format!("hello\nsleep\x001000\x001\n{}\n", theirs.display()), "{outcome:?}");
         let input = world.input();
         assert!(super::plan::LaunchPlan::new(&input).is_err());

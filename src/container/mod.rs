@@ -39,6 +39,7 @@ pub mod security_opt;
 pub mod select;
 pub mod selinux;
 pub mod signal;
+pub mod stage;
 pub mod start;
 pub mod stats;
 pub mod streams;

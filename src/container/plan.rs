@@ -8,12 +8,15 @@ use super::cgroup::devices::Node;
 use super::cgroup::{Cgroup, Join};
 use super::config::{Config, HostConfig, Ulimit};
 use super::plan_mounts::{self, Mount, MountInput};
-use super::plan_process::{self, ExecInput, Process, Sysctl};
+use super::plan_process::{self, ExecInput, Process, Sysctl, granted};
 use super::selinux::Labels;
+use super::stage;
 use crate::error::{Error, Result};
 use crate::network::netlink::address;
 use crate::sys::process::Pid;
 use crate::sys::security::{self, BpfInstruction};
+use serde::{Deserialize, Serialize};
+use std::borrow::Cow;
 use std::ffi::{CString, c_int, c_ulong};
 use std::io;
 use std::os::fd::OwnedFd;
@@ -21,10 +24,11 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
 /// A running process whose namespaces are shared: a container's first process.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Member {
     /// Its number in the daemon's pid namespace; only for messages and /proc.
     pub pid: Pid,
+    #[serde(with = "stage::descriptor")]
     pub pidfd: Rc<OwnedFd>,
 }
 
@@ -40,15 +44,16 @@ pub enum Network {
 }
 
 /// Where the child puts itself, and what it sees of that. Limits and device rules are there already.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Placement {
     /// `None`: no cgroups on this host, the child stays in the daemon's.
+    #[serde(with = "stage::join")]
     pub join: Option<Rc<Join>>,
     pub view: CgroupView,
 }
 
 /// What stands at /sys/fs/cgroup.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum CgroupView {
     #[default]
     Nothing,
@@ -58,7 +63,7 @@ pub enum CgroupView {
 }
 
 /// The container's directory in one cgroup v1 hierarchy.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct V1Directory {
     /// The hierarchy's name under /sys/fs/cgroup ("memory", "cpu,cpuacct", "systemd").
     pub hierarchy: String,
@@ -79,10 +84,11 @@ impl Placement {
 }
 
 /// The system call filter. Not an Option: whoever makes a plan has to say that there is none.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub enum Seccomp {
     Unconfined,
     Filter {
+        #[serde(with = "stage::program")]
         program: Rc<[BpfInstruction]>,
         /// SECCOMP_FILTER_FLAG_*, as the profile asks for.
         flags: c_ulong,
@@ -90,7 +96,7 @@ pub enum Seccomp {
 }
 
 /// One overlay: top layer first.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Overlay {
     pub lower: Vec<CString>,
     /// Absent for a read-only view (image mounts).
@@ -110,7 +116,7 @@ pub struct RootInput<'a> {
 }
 
 /// A limit of setrlimit(2); `u64::MAX` is no limit.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Rlimit {
     pub resource: u32,
     pub soft: u64,
@@ -202,16 +208,31 @@ pub struct PlanInput<'a> {
     pub default_shm_size: i64,
 }
 
+/// A namespace to be entered.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Joined {
+    /// CLONE_NEW…
+    pub kind: c_int,
+    /// Of the namespace, or a pidfd.
+    #[serde(with = "stage::descriptor")]
+    pub namespace: Rc<OwnedFd>,
+    /// For messages.
+    pub name: Cow<'static, str>,
+}
+
 /// The names and values of one container's start.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct LaunchPlan {
     pub id: String,
     /// Namespaces made by clone3.
     pub clone_flags: u64,
     /// Entered by the daemon for its children before clone3, and left after it.
     pub pid_namespace: Option<Member>,
-    /// Entered by the child: (CLONE_NEW…, namespace or pidfd, name for messages).
-    pub joins: Vec<(c_int, Rc<OwnedFd>, &'static str)>,
+    /// The child is born of a fresh process that has nothing but the plan in its memory: where it is seen by others from its first
+    /// moment on, and one of these may look into it.
+    pub staged: bool,
+    /// Entered by the child.
+    pub joins: Vec<Joined>,
     /// Made by the child once it is in its cgroup: CLONE_NEWCGROUP or 0.
     pub unshare: c_int,
     pub cgroup: Placement,
@@ -257,7 +278,7 @@ impl LaunchPlan {
         match ipc {
             Mode::Container => {
                 let owner = input.ipc_of.as_ref().ok_or_else(|| unresolved("IPC", &host.ipc_mode))?;
-                joins.push((libc::CLONE_NEWIPC, owner.pidfd.clone(), "ipc"));
+                joins.push(Joined { kind: libc::CLONE_NEWIPC, namespace: owner.pidfd.clone(), name: "ipc".into() });
             }
             Mode::Named("host") => {}
             Mode::Named(_) => clone_flags |= libc::CLONE_NEWIPC,
@@ -268,7 +289,9 @@ impl LaunchPlan {
         match &input.network {
             Network::Private => clone_flags |= libc::CLONE_NEWNET,
             Network::Host => {}
-            Network::Join(namespace) => joins.push((libc::CLONE_NEWNET, namespace.clone(), "network")),
+            Network::Join(namespace) => {
+                joins.push(Joined { kind: libc::CLONE_NEWNET, namespace: namespace.clone(), name: "network".into() })
+            }
         }
         let private_network = matches!(input.network, Network::Private);
         let loopback = private_network.then(address::loopback_up);
@@ -284,6 +307,7 @@ impl LaunchPlan {
         Ok(LaunchPlan {
             id: (*id).to_owned(),
             clone_flags: u64::from(clone_flags.cast_unsigned()),
+            staged: pid_namespace.is_some(),
             pid_namespace,
             joins,
             unshare: if input.private_cgroupns { libc::CLONE_NEWCGROUP } else { 0 },
@@ -348,10 +372,12 @@ pub(super) fn c_path(path: &Path) -> Result<CString> {
 }
 
 /// A further process in a running container.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct ExecPlan {
     /// The container's first process: all of its namespaces are joined.
     pub target: Member,
+    /// As in the launch plan. To be set too while a privileged exec is alive in the container.
+    pub staged: bool,
     pub cgroup: Placement,
     /// `None` where the daemon's own value is already right.
     pub oom_score_adj: Option<i32>,
@@ -361,11 +387,13 @@ pub struct ExecPlan {
 impl ExecPlan {
     /// The same sandbox as the container's own: same rights, limits and filters, unless the exec is a privileged one.
     pub fn new(container: &Container, exec: &ExecInput, target: Member, cgroup: Placement) -> Result<ExecPlan> {
+        let process = Process::of_exec(container, exec)?;
         Ok(ExecPlan {
             target,
+            staged: may_trace(granted(container.host, container.own)?) || shares_pids(container.host),
             cgroup,
             oom_score_adj: score(container.host.oom_score_adj)?.filter(|score| *score != container.own.oom_score_adj),
-            process: Process::of_exec(container, exec)?,
+            process,
         })
     }
 }
@@ -376,6 +404,11 @@ const SYS_PTRACE: u64 = 1 << 19;
 
 /// Whether `capabilities` let a process look into others of its user namespace: then a new child must not carry the daemon's
 /// memory where it can be seen (DESIGN §4, exec).
-pub fn may_trace(capabilities: u64) -> bool {
-    capabilities & (SYS_PTRACE | SYS_ADMIN) != 0
+fn may_trace(capabilities: u64) -> bool {
+    capabilities & SYS_PTRACE != 0
+}
+
+/// Whether the container sees another container's processes, whose rights are not known here.
+fn shares_pids(host: &HostConfig) -> bool {
+    host.pid_mode.starts_with("container:")
 }

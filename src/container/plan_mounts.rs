@@ -9,6 +9,7 @@ use crate::sys::mount::{
     MOUNT_ATTR_NOATIME, MOUNT_ATTR_NODEV, MOUNT_ATTR_NODIRATIME, MOUNT_ATTR_NOEXEC, MOUNT_ATTR_NOSUID, MOUNT_ATTR_RDONLY,
     MOUNT_ATTR_STRICTATIME, MountAttr, PRIVATE, SHARED, SLAVE,
 };
+use serde::{Deserialize, Serialize};
 use std::ffi::{CStr, CString};
 use std::path::PathBuf;
 
@@ -82,7 +83,7 @@ impl Propagation {
 }
 
 /// One element of the container's mount table. Targets are absolute in the container.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub enum Mount {
     /// A new file system on a place that must be a real directory.
     New(FileSystem),
@@ -109,11 +110,11 @@ pub enum Mount {
 }
 
 /// A file system to be made.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FileSystem {
-    pub kind: &'static CStr,
+    pub kind: CString,
     /// What mount tables show as its source.
-    pub source: &'static CStr,
+    pub source: CString,
     /// key and value, or a flag without one.
     pub options: Vec<(CString, Option<CString>)>,
     /// MOUNT_ATTR_*.
@@ -122,7 +123,7 @@ pub struct FileSystem {
 }
 
 /// The container's /dev.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Devices {
     pub tmpfs: FileSystem,
     /// Below /dev, parents first.
@@ -136,7 +137,7 @@ pub struct Devices {
 }
 
 /// The container's /sys/fs/cgroup on cgroup v1.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Hierarchies {
     pub tmpfs: FileSystem,
     /// (name below /sys/fs/cgroup, the container's directory on the host)
@@ -147,7 +148,7 @@ pub struct Hierarchies {
 }
 
 /// A bind mount.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Bind {
     pub source: CString,
     pub subpath: Option<CString>,
@@ -242,10 +243,10 @@ pub(super) fn mounts(input: &PlanInput, ipc: Mode, init: bool) -> Result<Vec<Mou
     Ok(all)
 }
 
-fn file_system(kind: &'static CStr, source: &'static CStr, options: &[(&str, &str)], attributes: u64, target: &str) -> Result<FileSystem> {
+fn file_system(kind: &CStr, source: &CStr, options: &[(&str, &str)], attributes: u64, target: &str) -> Result<FileSystem> {
     let option = |(key, value): &(&str, &str)| Ok((c(key)?, if value.is_empty() { None } else { Some(c(value)?) }));
     let options = options.iter().map(option).collect::<Result<_>>()?;
-    Ok(FileSystem { kind, source, options, attributes, target: c(target)? })
+    Ok(FileSystem { kind: kind.to_owned(), source: source.to_owned(), options, attributes, target: c(target)? })
 }
 
 fn shm(input: &PlanInput, ipc: Mode) -> Result<Option<Mount>> {
@@ -442,7 +443,7 @@ pub fn tmpfs_options(options: &str) -> Result<(u64, Vec<(CString, Option<CString
 fn tmpfs(options: &str, read_only: bool, target: CString) -> Result<FileSystem> {
     let (attributes, options) = tmpfs_options(options)?;
     let attributes = attributes | if read_only { MOUNT_ATTR_RDONLY } else { 0 };
-    Ok(FileSystem { kind: c"tmpfs", source: c"tmpfs", options, attributes, target })
+    Ok(FileSystem { kind: c"tmpfs".to_owned(), source: c"tmpfs".to_owned(), options, attributes, target })
 }
 
 /// HostConfig.MaskedPaths where the client gave none.

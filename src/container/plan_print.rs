@@ -1,7 +1,7 @@
 //! The plan as text: a dry run, one call a line, in the order in which daemon and child make them. Loops and look-ups that depend on the
 //! image (missing mount points, passwd) are written as what they look for.
 
-use super::plan::{CgroupView, ExecPlan, LaunchPlan, Overlay, Placement, Seccomp};
+use super::plan::{CgroupView, ExecPlan, Joined, LaunchPlan, Overlay, Placement, Seccomp};
 use super::plan_mounts::{Bind, FileSystem, Mount};
 use super::plan_process::Process;
 use super::user::{Id, UserSpec};
@@ -27,7 +27,7 @@ impl fmt::Display for LaunchPlan {
         }
         writeln!(f, "child:\n  prctl(PR_SET_DUMPABLE, 0)")?;
         write_join(f, &self.cgroup)?;
-        for (flag, _, name) in &self.joins {
+        for Joined { kind: flag, name, .. } in &self.joins {
             writeln!(f, "  setns({name}, {})", namespaces(u64::from(flag.cast_unsigned())))?;
         }
         if self.unshare != 0 {
@@ -234,7 +234,7 @@ fn source(bind: &Bind) -> String {
 fn write_file_system(f: &mut fmt::Formatter<'_>, fs: &FileSystem) -> fmt::Result {
     let value = |value: &Option<std::ffi::CString>| value.as_ref().map_or_else(String::new, |value| format!("={}", text(value)));
     let options: Vec<String> = fs.options.iter().map(|(key, option)| format!("{}{}", text(key), value(option))).collect();
-    write!(f, "  fsopen({}); fsconfig({}); fsmount({})", text(fs.kind), options.join(", "), attributes(fs.attributes))
+    write!(f, "  fsopen({}); fsconfig({}); fsmount({})", text(&fs.kind), options.join(", "), attributes(fs.attributes))
 }
 
 fn write_mount(f: &mut fmt::Formatter<'_>, mount: &Mount) -> fmt::Result {

@@ -6,6 +6,7 @@ use super::config::{HostConfig, Ulimit};
 use super::plan::{Container, Mode, Own, PlanInput, Rlimit, Seccomp, c};
 use super::user::UserSpec;
 use crate::error::{Error, Result};
+use serde::{Deserialize, Serialize};
 use std::ffi::CString;
 
 /// PATH where neither image nor user gives one.
@@ -15,14 +16,14 @@ pub const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bi
 pub const INIT_PATH: &str = "/sbin/docker-init";
 
 /// A terminal of the container's own. Sizes in characters; 0 leaves the kernel's default.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Terminal {
     pub rows: u16,
     pub columns: u16,
 }
 
 /// A process to be executed inside a container.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Process {
     pub argv: Vec<CString>,
     pub environment: Vec<CString>,
@@ -169,7 +170,7 @@ struct Parts<'a> {
 }
 
 /// Never more than the daemon has itself: asking for that does not fail the start.
-fn granted(host: &HostConfig, own: &Own) -> Result<u64> {
+pub(super) fn granted(host: &HostConfig, own: &Own) -> Result<u64> {
     let list = |list: &Option<Vec<String>>| list.clone().unwrap_or_default();
     capabilities::tweak(&list(&host.cap_add), &list(&host.cap_drop), host.privileged, own.capabilities)
 }
@@ -257,7 +258,7 @@ fn rlimits(own: &Own, defaults: &[Ulimit], ulimits: &[Ulimit]) -> Result<Vec<Rli
 }
 
 /// A kernel parameter of one of the container's namespaces.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Sysctl {
     /// Below a procfs: "sys/net/…".
     pub path: CString,

@@ -5,6 +5,7 @@
 
 use super::report::{Failure, Step};
 use super::rootfs;
+use serde::{Deserialize, Serialize};
 use std::ffi::CString;
 use std::io;
 use std::os::fd::BorrowedFd;
@@ -17,7 +18,7 @@ const LINE_MAX: usize = 4096;
 const ID_MAX: u64 = 0x7fff_ffff;
 
 /// A user or group as it was asked for.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Id {
     Name(String),
     Number(u32),
@@ -51,7 +52,7 @@ impl Id {
 }
 
 /// `Config.User` and `HostConfig.GroupAdd`, parsed.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct UserSpec {
     pub user: Id,
     /// Given explicitly: then it is the only group.

@@ -121,6 +121,13 @@ pub fn pipe2(flags: c_int) -> io::Result<(OwnedFd, OwnedFd)> {
     Ok((owned(ends[0]), owned(ends[1])))
 }
 
+/// Takes over a descriptor that came by number over execve; EBADF when there is none.
+pub fn adopt(number: RawFd) -> io::Result<OwnedFd> {
+    // SAFETY: no memory is passed.
+    check(unsafe { libc::fcntl(number, libc::F_GETFD) })?;
+    Ok(owned(number))
+}
+
 /// `dup3(2)` onto a chosen number; the new descriptor is inherited by exec unless O_CLOEXEC is in `flags`.
 pub fn dup3(from: BorrowedFd, to: RawFd, flags: c_int) -> io::Result<()> {
     // SAFETY: no memory is passed; `to` is the caller's to overwrite.

@@ -110,7 +110,7 @@ pub fn move_mount(from_dir: BorrowedFd, from: &CStr, to_dir: BorrowedFd, to: &CS
 
 /// What `mount_setattr(2)` changes (struct mount_attr of linux/mount.h).
 #[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct MountAttr {
     pub set: u64,
     pub clear: u64,

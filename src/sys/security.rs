@@ -110,7 +110,7 @@ pub fn capget() -> io::Result<Capabilities> {
 
 /// One instruction of classic BPF (struct sock_filter).
 #[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct BpfInstruction {
     pub code: u16,
     pub jt: u8,

@@ -9,7 +9,7 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 /// What a rule speaks of.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
 pub enum Kind {
     /// Every device; the rule's numbers and access are ignored, as the kernel does.
     All,
@@ -158,7 +158,7 @@ pub fn check(host: &HostConfig) -> Result<()> {
 }
 
 /// A device node for the container's `/dev`.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Node {
     /// Where it appears in the container; absolute, checked by [`check`].
     pub path: String,
