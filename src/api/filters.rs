@@ -103,6 +103,32 @@ impl Filters {
     }
 }
 
+/// The reference matches names and ids as regular expressions, anywhere in `text`. Of those `^ . * $` and `\\` are understood here,
+/// which is what clients send; anything else stands for itself.
+pub fn resembles(pattern: &str, text: &str) -> bool {
+    let (pattern, text): (Vec<char>, Vec<char>) = (pattern.chars().collect(), text.chars().collect());
+    match pattern.split_first() {
+        Some(('^', rest)) => matches_here(rest, &text),
+        _ => (0..=text.len()).any(|at| matches_here(&pattern, &text[at..])),
+    }
+}
+
+/// Kernighan's matcher. A pattern is a filter's value (at most 64 KiB) and a text a name: the backtracking stays small.
+fn matches_here(pattern: &[char], text: &[char]) -> bool {
+    let (literal, one, rest) = match pattern {
+        [] => return true,
+        ['$'] => return text.is_empty(),
+        ['\\', c, rest @ ..] => (true, *c, rest),
+        [c, rest @ ..] => (false, *c, rest),
+    };
+    let fits = |c: &char| *c == one || (one == '.' && !literal);
+    if let ['*', rest @ ..] = rest {
+        let run = text.iter().take_while(|c| fits(c)).count();
+        return (0..=run).rev().any(|n| matches_here(rest, &text[n..]));
+    }
+    text.first().is_some_and(fits) && matches_here(rest, &text[1..])
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -114,5 +140,21 @@ mod tests {
         assert_eq!(new.get("label"), old.get("label"));
         assert!(Filters::parse("[1]").is_err() && Filters::parse(r#"{"a":1}"#).is_err());
         assert_eq!(Filters::parse(r#"{"x":["1"]}"#).unwrap().validate(&["y"]).unwrap_err().message, "invalid filter 'x'");
+    }
+
+    #[test]
+    fn names_are_matched_as_patterns() {
+        for (pattern, text, wanted) in [
+            ("net", "mynet1", true),
+            ("^net", "mynet", false),
+            ("^mynet$", "mynet", true),
+            ("^my.*1$", "mynet1", true),
+            ("my\\.net", "my.net", true),
+            ("my\\.net", "mynnet", false),
+            ("a*b", "b", true),
+            ("", "x", true),
+        ] {
+            assert_eq!(resembles(pattern, text), wanted, "{pattern} {text}");
+        }
     }
 }

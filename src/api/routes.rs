@@ -1,6 +1,6 @@
 //! The map of the API: method, pattern, versions, handler. `{id}` is one segment, `{name...}` one or more.
 
-use super::{Reply, Request, containers, exec, images, registry, streams, swarm, system, volumes};
+use super::{Reply, Request, containers, exec, images, networks, registry, streams, swarm, system, volumes};
 use crate::daemon::Daemon;
 use crate::error::{Error, Result};
 use crate::http::{Method, query};
@@ -36,7 +36,7 @@ const fn worker(method: &'static str, pattern: &'static str, handler: Worker) ->
 }
 
 /// Every route, by resource.
-pub const ROUTES: &[&[Route]] = &[SYSTEM, CONTAINERS, IMAGES, REGISTRY, VOLUMES, SWARM];
+pub const ROUTES: &[&[Route]] = &[SYSTEM, CONTAINERS, IMAGES, NETWORKS, REGISTRY, VOLUMES, SWARM];
 
 const SYSTEM: &[Route] = &[
     now("GET", "/_ping", system::ping),
@@ -101,6 +101,14 @@ const VOLUMES: &[Route] = &[
     now("GET", "/volumes/{name}", volumes::inspect),
     now("DELETE", "/volumes/{name}", volumes::remove),
     now("PUT", "/volumes/{name}", volumes::update),
+];
+
+const NETWORKS: &[Route] = &[
+    now("GET", "/networks", networks::list),
+    now("GET", "/networks/{id}", networks::inspect),
+    now("POST", "/networks/create", networks::create),
+    now("POST", "/networks/prune", networks::prune),
+    now("DELETE", "/networks/{id}", networks::delete),
 ];
 
 const SWARM: &[Route] = &[

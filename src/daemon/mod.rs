@@ -61,6 +61,7 @@ pub enum Source {
     Output(HubId, usize),
     /// A process's stdin.
     Stdin(HubId),
+    Network(crate::network::serve::Watched),
 }
 
 /// What a timer is for.
@@ -90,6 +91,7 @@ pub enum Timer {
     Stats(Box<crate::container::stats::Sampling>),
     /// A follower's pages should be in memory by now.
     WakeFollower(ConnId),
+    Network(crate::network::serve::Tick),
 }
 
 /// Everything.
@@ -136,6 +138,8 @@ pub struct Daemon {
     /// Connections whose state a handler has changed: looked at before the loop polls again.
     pub(crate) touched: Vec<ConnId>,
     pub(crate) listeners: Vec<Listener>,
+    pub networks: crate::network::manager::Networks,
+    pub(crate) network_loop: crate::network::serve::NetworkLoop,
     pub(crate) common: Rc<CommonHeaders>,
     next_id: u64,
     sweep_armed: bool,
@@ -204,6 +208,7 @@ impl Daemon {
             Source::Launch(number) => self.on_launch_report(number),
             Source::Output(hub, n) => self.on_output(hub, n),
             Source::Stdin(hub) => self.write_stdin(hub),
+            Source::Network(watched) => self.on_network_ready(watched, ready),
         }
     }
 
@@ -211,6 +216,7 @@ impl Daemon {
         match timer {
             Timer::SweepConnections => self.sweep_connections(),
             Timer::EventsUntil(subscriber) => self.end_events(subscriber),
+            Timer::Network(tick) => self.on_network_tick(tick),
             Timer::StopNow => {
                 log::warn!("containers did not stop in time; stopping without them");
                 self.stop_now();
@@ -245,6 +251,7 @@ impl Daemon {
 
     /// SIGHUP: reread what may change while running.
     fn reload(&mut self) {
+        self.rebuild_filter();
         log::info!("configuration reloaded");
     }
 

@@ -107,6 +107,7 @@ fn start(options: Options) -> Result<Daemon, String> {
     let cgroups = open_cgroups(&options)?;
     let volumes = crate::volume::Volumes::open(&data_root).map_err(|e| format!("open volumes: {}", crate::error::strerror(&e)))?;
     volumes.unmount_left_over();
+    let networks = crate::network::serve::open(&options, &data_root)?;
     let mut daemon = Daemon {
         id,
         images,
@@ -137,6 +138,8 @@ fn start(options: Options) -> Result<Daemon, String> {
         clients: HashMap::new(),
         touched: Vec::new(),
         listeners: Vec::new(),
+        networks,
+        network_loop: crate::network::serve::NetworkLoop::default(),
         common: Rc::new(common_headers()),
         next_id: 0,
         sweep_armed: false,
@@ -153,6 +156,7 @@ fn start(options: Options) -> Result<Daemon, String> {
     daemon.watch_own();
     daemon.prepare_init_layer().map_err(|e| format!("make the init layer: {}", crate::error::strerror(&e)))?;
     std::fs::create_dir_all(daemon.data_root.join("containers")).map_err(|e| format!("make containers: {e}"))?;
+    daemon.start_networks()?;
     daemon.restore_containers().map_err(|e| format!("restore containers: {e}"))?;
     daemon.open_listeners()?;
     daemon.write_pidfile()?;
@@ -251,6 +255,7 @@ impl Daemon {
 
     /// What an orderly stop leaves behind: nothing that a next start would trip over.
     fn end(&mut self) {
+        self.stop_networks();
         for listener in &self.listeners {
             if let Some(path) = &listener.path {
                 let _ = std::fs::remove_file(path);

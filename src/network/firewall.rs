@@ -393,7 +393,7 @@ impl<T> Default for Queue<T> {
 }
 
 impl<T> Queue<T> {
-    /// `text` is one change (from [`add`], [`remove`], [`rebuild`]); `token` says who waits for it.
+    /// `text` is one change (from [`add`], [`remove`]); `token` says who waits for it.
     pub fn push(&mut self, text: String, token: T) {
         self.waiting.push((text, token));
     }
@@ -409,6 +409,11 @@ impl<T> Queue<T> {
             self.running.push(token);
         }
         Some(batch)
+    }
+
+    /// Everything that waits runs now, by a text of the caller's that holds all of it: a rebuild.
+    pub fn take_all(&mut self) {
+        self.running.extend(self.waiting.drain(..).map(|(_, token)| token));
     }
 
     /// The running batch has ended: who waited for it.

@@ -15,4 +15,5 @@ pub mod ports;
 pub mod prefix;
 pub mod resolv_conf;
 pub mod sandbox;
+pub mod serve;
 pub mod settings;

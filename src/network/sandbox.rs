@@ -118,7 +118,7 @@ pub struct Published {
     pub target: SocketAddr,
     pub bridge: String,
     pub mode: GatewayMode,
-    /// Bound (and for tcp listening) in the host's namespace: it makes the port ours, and serves the proxy. `None` for routed networks.
+    /// Bound (and for tcp listening) in the host's namespace: it makes the port ours. The proxy takes it over; routed networks have none.
     pub socket: Option<OwnedFd>,
 }
 
@@ -186,7 +186,7 @@ impl Published {
             bridge: self.bridge.clone(),
             protocol: self.protocol.name(),
             host: self.host,
-            host_port: if self.socket.is_some() || self.protocol == Protocol::Sctp { self.host_port } else { 0 },
+            host_port: self.host_port,
             container: self.target.ip(),
             container_port: self.container_port,
             mode: self.mode,
