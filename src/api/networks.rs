@@ -2,12 +2,14 @@
 
 use super::filters::Filters;
 use super::{Reply, Request};
-use crate::daemon::{ConnId, Daemon};
-use crate::error::{Error, Result};
+use crate::container::config::EndpointSettings;
+use crate::daemon::{ConnId, Daemon, Then};
+use crate::error::{Error, Kind, Result};
 use crate::http::Response;
 use crate::network::create::CreateRequest;
 use crate::network::model::{Driver, Network};
 use crate::network::sandbox::Sandbox;
+use serde::Deserialize;
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 
@@ -98,6 +100,46 @@ pub fn delete(daemon: &mut Daemon, request: &Request) -> Result<Reply> {
     let (conn, minor) = (request.conn, request.minor);
     daemon.save_networks(conn, minor, Response::empty(204));
     Ok(Reply::Parked)
+}
+
+/// The body of connect and disconnect.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, rename_all = "PascalCase")]
+struct Membership {
+    container: String,
+    endpoint_config: Option<EndpointSettings>,
+    force: bool,
+}
+
+/// POST /networks/{id}/connect.
+pub fn connect(daemon: &mut Daemon, request: &Request) -> Result<Reply> {
+    let body: Membership = request.json()?;
+    let network = daemon.networks.find(request.param(0))?.clone();
+    let id = daemon.containers.resolve(&body.container)?;
+    let then = answer(request);
+    daemon.connect_container(&id, &network, body.endpoint_config.unwrap_or_default(), then);
+    Ok(Reply::Parked)
+}
+
+/// POST /networks/{id}/disconnect. With force, a container that is gone is none of the client's worry.
+pub fn disconnect(daemon: &mut Daemon, request: &Request) -> Result<Reply> {
+    let body: Membership = request.json()?;
+    let network = daemon.networks.find(request.param(0))?.clone();
+    let id = match daemon.containers.resolve(&body.container) {
+        Err(refusal) if body.force && refusal.kind == Kind::NotFound => return Ok(Response::empty(200).into()),
+        found => found?,
+    };
+    let then = answer(request);
+    daemon.disconnect_container(&id, &network, then);
+    Ok(Reply::Parked)
+}
+
+fn answer(request: &Request) -> Then<Result<()>> {
+    let (conn, minor) = (request.conn, request.minor);
+    Box::new(move |daemon, outcome| match outcome {
+        Ok(()) => daemon.respond(conn, &Response::empty(200)),
+        Err(refusal) => daemon.fail(conn, &refusal, minor),
+    })
 }
 
 /// POST /networks/prune.

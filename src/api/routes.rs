@@ -108,6 +108,8 @@ const NETWORKS: &[Route] = &[
     now("GET", "/networks/{id}", networks::inspect),
     now("POST", "/networks/create", networks::create),
     now("POST", "/networks/prune", networks::prune),
+    now("POST", "/networks/{id}/connect", networks::connect),
+    now("POST", "/networks/{id}/disconnect", networks::disconnect),
     now("DELETE", "/networks/{id}", networks::delete),
 ];
 

@@ -100,6 +100,10 @@ impl Daemon {
             id,
             ..Record::default()
         };
+        if let Err(refusal) = self.check_container_network(&record) {
+            self.containers.release(&record.name, &record.id);
+            return Err(refusal);
+        }
         Ok((record, resolved, warnings))
     }
 

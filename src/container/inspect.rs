@@ -126,7 +126,8 @@ impl Daemon {
     /// inspect's NetworkSettings.
     fn network_settings(&self, container: &Container, running: bool) -> Value {
         let record = &container.record;
-        let first = record.networks.get(&record.host.network_mode).cloned().unwrap_or_default();
+        let networks = self.shown_networks(record);
+        let first = networks.get(&record.host.network_mode).cloned().unwrap_or_default();
         let default = if record.host.network_mode == "bridge" { first } else { EndpointSettings::default() };
         let pid = record.state.pid;
         let key = if running && pid > 0 { format!("/proc/{pid}/ns/net") } else { String::new() };
@@ -149,7 +150,7 @@ impl Daemon {
             "IPPrefixLen": default.ip_prefix_len,
             "IPv6Gateway": default.ipv6_gateway,
             "MacAddress": default.mac_address,
-            "Networks": record.networks,
+            "Networks": networks,
         })
     }
 
@@ -158,7 +159,7 @@ impl Daemon {
         let record = &container.record;
         let command = std::iter::once(&record.path).chain(&record.args).map(|arg| quoted(arg)).collect::<Vec<_>>().join(" ");
         let mut networks = Map::new();
-        for (name, endpoint) in &record.networks {
+        for (name, endpoint) in &self.shown_networks(record) {
             let mut shown = serde_json::to_value(endpoint).unwrap_or_default();
             if minor < 44
                 && let Value::Object(map) = &mut shown
@@ -224,7 +225,7 @@ impl Daemon {
         if !container.record.state.is_running() {
             return PortMap::new();
         }
-        container.record.config.exposed_ports.keys().map(|port| (port.clone(), None)).collect()
+        self.shown_ports(&container.record)
     }
 
     /// The list's Ports.

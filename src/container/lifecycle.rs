@@ -125,7 +125,7 @@ impl Daemon {
 
     /// The child has made its mounts and waits: its network is finished before it goes on.
     pub(crate) fn on_ready_for_go(&mut self, number: u64) {
-        self.send_go(number, &[]);
+        self.attach_container_network(number);
     }
 
     /// The program runs.

@@ -10,7 +10,6 @@ pub mod config;
 pub mod create;
 pub mod exec;
 pub mod exec_launch;
-pub mod files;
 pub mod health;
 pub mod init;
 pub mod inspect;

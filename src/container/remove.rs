@@ -131,6 +131,7 @@ impl Daemon {
             let result = match saved {
                 Ok(()) => {
                     daemon.containers.release(&old, &target);
+                    daemon.rename_in_networks(&target, &new);
                     daemon.emit_container(&target, "rename", &[("oldName", format!("/{old}"))]);
                     Ok(())
                 }

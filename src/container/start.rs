@@ -1,5 +1,6 @@
 //! From a container's record to its running process: what its start needs on this host, the launch, and the way back.
 
+use super::capabilities;
 use super::cgroup::{self, devices};
 use super::config::Ulimit;
 use super::launch::launch;
@@ -9,7 +10,6 @@ use super::plan::{self, LaunchPlan, Member, Network, Own, Placement, PlanInput, 
 use super::process::Owner;
 use super::record::Id;
 use super::security_opt::SecurityOptions;
-use super::{capabilities, files};
 use crate::daemon::{Daemon, Timer};
 use crate::error::{Error, Result};
 use crate::sys;
@@ -50,10 +50,16 @@ impl Daemon {
 
     pub(super) fn try_launch(&mut self, id: &Id) -> std::result::Result<(), LaunchError> {
         let container = self.containers.find(id)?;
-        let record = container.record.clone();
+        let mut record = container.record.clone();
         let hub = container.hub;
         let dir = self.container_dir(id);
-        files::write_names(&dir, &record, &self.options)?;
+        let names = self.plan_container_network(&record)?;
+        if names != dir
+            && let Ok(other) = std::fs::read_to_string(names.join("hostname"))
+        {
+            // Who shares a network shares its names.
+            record.config.hostname = other.trim_end().to_string();
+        }
         let layers = self.layer_dirs(&record)?;
         let (nodes, device_rules) = devices::gather(&record.host)?;
         let placement = self.make_cgroup(id, &record, &device_rules)?;
@@ -63,7 +69,7 @@ impl Daemon {
         let init_layer = self.data_root.join("init-layer");
         let mounts = self.mounts_of(&record)?;
         let init = record.host.init.unwrap_or_else(|| self.options.flag("init"));
-        let (hostname, hosts, resolv) = (dir.join("hostname"), dir.join("hosts"), dir.join("resolv.conf"));
+        let (hostname, hosts, resolv) = (names.join("hostname"), names.join("hosts"), names.join("resolv.conf"));
         let plan = LaunchPlan::new(&PlanInput {
             container: parts.container(&record, &self.own),
             argv: &argv,
@@ -243,6 +249,7 @@ impl Daemon {
 
     /// Gives back what a start took: the cgroup; the rest goes with the namespaces.
     pub(super) fn release_container_resources(&mut self, id: &Id) {
+        self.release_network(id);
         if let Some(container) = self.containers.get(id) {
             let mounted = self.mounted_volumes(&container.record);
             self.unmount_volumes(&mounted);

@@ -166,6 +166,26 @@ impl Sandbox {
         of_family.flat_map(|p| port_rules(&p.rules(), settings)).collect()
     }
 
+    /// Takes the published ports out, with what it takes to undo their rules.
+    pub(super) fn without_ports(&mut self) -> Sandbox {
+        Sandbox {
+            container: self.container.clone(),
+            name: self.name.clone(),
+            endpoints: Vec::new(),
+            published: std::mem::take(&mut self.published),
+            exposed: Vec::new(),
+            files: PathBuf::new(),
+            own_names: String::new(),
+            upstreams: None,
+            dns: Overrides::default(),
+            netns: None,
+            ipv6: self.ipv6,
+            resolver: 0,
+            rules_in_force: std::mem::take(&mut self.rules_in_force),
+            port_network: std::mem::take(&mut self.port_network),
+        }
+    }
+
     /// The endpoint that the default route of a family goes through.
     pub fn default_endpoint(&self, v4: bool) -> Option<&Endpoint> {
         let usable = |e: &&Endpoint| !e.internal && e.gateway(v4).is_some();
@@ -468,6 +488,18 @@ impl Networks {
         write("hosts", &hosts_text)?;
         write("resolv.conf", &conf)?;
         write("hostname", &format!("{}\n", request.config.hostname))
+    }
+
+    /// A running container gets its embedded resolver: it was connected to its first network with names.
+    pub(super) fn write_resolver(&mut self, container: &str) {
+        let Some(sandbox) = self.sandboxes.get_mut(container) else { return };
+        let with_v6 = sandbox.endpoints.iter().any(|e| e.address(false).is_some());
+        let (conf, upstreams) = resolver_file(&sandbox.dns, true, with_v6, false);
+        sandbox.upstreams = upstreams;
+        let path = sandbox.files.join("resolv.conf");
+        if let Err(e) = std::fs::write(&path, conf) {
+            log::error!("{}: {e}", path.display());
+        }
     }
 
     /// "name:address" or "name=address"; the address may be `host-gateway`.

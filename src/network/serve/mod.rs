@@ -1,5 +1,6 @@
 //! The networks in the daemon's loop: start and stop, attaching containers, and what is watched.
 
+pub mod containers;
 pub mod filter;
 pub mod proxy;
 pub mod resolver;
@@ -187,6 +188,17 @@ impl Daemon {
             .map(|(family, rules)| (family, firewall::remove(&rules)))
             .collect();
         self.change_filter(batches, Box::new(|_, _| {}));
+    }
+
+    /// A container leaves the network that its ports lead into: they are closed.
+    pub(super) fn unpublish(&mut self, container: &str, network: &str) {
+        let Some(sandbox) = self.networks.sandboxes.get_mut(container).filter(|s| s.port_network == network) else { return };
+        let mut rest = sandbox.without_ports();
+        self.end_ports(container);
+        self.remove_port_rules(&mut rest);
+        for published in rest.published.iter().filter(|p| p.host_port != 0) {
+            self.networks.ports.release(published.host, published.protocol, published.host_port);
+        }
     }
 
     /// The rules of a network that was made.
