@@ -5,6 +5,7 @@ pub mod exec;
 pub mod filters;
 pub mod image_views;
 pub mod images;
+pub mod info;
 pub mod networks;
 pub mod registry;
 pub mod routes;

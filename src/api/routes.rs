@@ -1,6 +1,6 @@
 //! The map of the API: method, pattern, versions, handler. `{id}` is one segment, `{name...}` one or more.
 
-use super::{Reply, Request, containers, exec, images, networks, registry, streams, swarm, system, volumes};
+use super::{Reply, Request, containers, exec, images, info, networks, registry, streams, swarm, system, volumes};
 use crate::daemon::Daemon;
 use crate::error::{Error, Result};
 use crate::http::{Method, query};
@@ -42,7 +42,7 @@ const SYSTEM: &[Route] = &[
     now("GET", "/_ping", system::ping),
     now("HEAD", "/_ping", system::ping),
     now("GET", "/version", system::version),
-    now("GET", "/info", system::info),
+    now("GET", "/info", info::info),
     now("GET", "/events", system::events),
     now("GET", "/plugins", system::plugins),
 ];

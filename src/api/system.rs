@@ -1,10 +1,11 @@
 //! What the engine says of itself: ping, version, info, events.
 
+use super::info::kernel;
 use super::{MAX_MINOR, Reply, Request};
 use crate::daemon::Daemon;
 use crate::error::{Error, Result};
 use crate::http::Response;
-use serde_json::{Value, json};
+use serde_json::json;
 
 /// GET and HEAD /_ping.
 pub fn ping(_: &mut Daemon, _: &Request) -> Result<Reply> {
@@ -19,11 +20,6 @@ pub fn ping(_: &mut Daemon, _: &Request) -> Result<Reply> {
 /// OPTIONS on any path.
 pub fn options(_: &mut Daemon, _: &Request) -> Result<Reply> {
     Ok(Response::empty(200).into())
-}
-
-/// uname(2)'s fields, read where they need no call of our own.
-fn kernel(what: &str) -> String {
-    std::fs::read_to_string(format!("/proc/sys/kernel/{what}")).map(|text| text.trim().to_string()).unwrap_or_default()
 }
 
 /// The architecture in Go's words.
@@ -65,42 +61,6 @@ pub fn version(daemon: &mut Daemon, _: &Request) -> Result<Reply> {
 /// GET /plugins.
 pub fn plugins(_: &mut Daemon, _: &Request) -> Result<Reply> {
     Ok(Response::json(200, &json!([])).into())
-}
-
-fn memory_total() -> i64 {
-    let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
-    let line = text.lines().find_map(|line| line.strip_prefix("MemTotal:"));
-    line.and_then(|rest| rest.trim().trim_end_matches(" kB").parse::<i64>().ok()).unwrap_or(0) * 1024
-}
-
-/// PRETTY_NAME of /etc/os-release, as the reference shows it.
-fn operating_system() -> String {
-    let text = std::fs::read_to_string("/etc/os-release").or_else(|_| std::fs::read_to_string("/usr/lib/os-release")).unwrap_or_default();
-    let field = |name: &str| {
-        text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix('=')).map(|v| v.trim_matches(['"', '\'']).to_string())
-    };
-    field("PRETTY_NAME").unwrap_or_else(|| "Linux".into())
-}
-
-/// GET /info.
-pub fn info(daemon: &mut Daemon, _: &Request) -> Result<Reply> {
-    let options = &daemon.options;
-    let cpus = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-    let labels: Vec<&String> = options.list("label").iter().collect();
-    let value: Value = json!({
-        "ID": daemon.id,
-        "Containers": 0, "ContainersRunning": 0, "ContainersPaused": 0, "ContainersStopped": 0, "Images": 0,
-        "Driver": options.text("storage-driver"),
-        "DockerRootDir": daemon.data_root,
-        "Debug": options.flag("debug"),
-        "NEventsListener": daemon.events.subscriber_count(),
-        "KernelVersion": kernel("osrelease"), "OperatingSystem": operating_system(), "OSType": "linux",
-        "Architecture": std::env::consts::ARCH, "NCPU": cpus, "MemTotal": memory_total(),
-        "Labels": labels,
-        "ServerVersion": crate::DOCKER_VERSION,
-        "Name": kernel("hostname"),
-    });
-    Ok(Response::json(200, &value).into())
 }
 
 /// GET /events.

@@ -7,6 +7,7 @@ pub mod images;
 pub mod listen;
 pub mod logger;
 pub mod options;
+pub mod reexec;
 pub mod serve;
 pub mod start;
 

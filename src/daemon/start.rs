@@ -43,6 +43,7 @@ pub fn main(args: &[String]) -> i32 {
         eprintln!("dockerd needs to be started with root privileges. To see how to run it, see coracle(8)");
         return 1;
     }
+    super::reexec::from_read_only_copy();
     sys::security::set_name(c"coracle");
     match start(options) {
         Ok(mut daemon) => {
@@ -212,7 +213,7 @@ fn open_cgroups(options: &Options) -> Result<Option<Cgroups>, String> {
 
 /// The binary's path: from the environment after the re-execution, when /proc/self/exe says nothing any more.
 fn own_path() -> PathBuf {
-    std::env::var_os("CORACLE_SELF")
+    std::env::var_os(super::reexec::SELF)
         .map(PathBuf::from)
         .or_else(|| std::env::current_exe().ok())
         .unwrap_or_else(|| PathBuf::from("/proc/self/exe"))

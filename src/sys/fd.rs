@@ -238,6 +238,12 @@ pub fn memfd_create(name: &CStr, flags: c_uint) -> io::Result<OwnedFd> {
     check(unsafe { libc::memfd_create(name.as_ptr(), flags | libc::MFD_CLOEXEC) }).map(owned)
 }
 
+/// `fcntl(F_ADD_SEALS)` of a memory file.
+pub fn add_seals(fd: BorrowedFd, seals: c_int) -> io::Result<()> {
+    // SAFETY: no memory is passed.
+    check(unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_ADD_SEALS, seals) }).map(drop)
+}
+
 /// `splice(2)` between two descriptors of which one is a pipe.
 pub fn splice(from: BorrowedFd, to: BorrowedFd, length: usize, flags: c_uint) -> io::Result<usize> {
     let none = std::ptr::null_mut();
