@@ -21,9 +21,9 @@ pub struct State {
     pub args: BuildArgs,
     /// MAINTAINER's text, the image's author.
     pub author: String,
-    escape: char,
+    pub(super) escape: char,
     /// CMD was set in this stage, so ENTRYPOINT leaves it.
-    cmd_set: bool,
+    pub(super) cmd_set: bool,
 }
 
 /// What is left to do for a step whose configuration has been applied.

@@ -1,6 +1,7 @@
 //! Children: one table, one reaper, one done-handler per kind.
 
 use super::{ConnId, Daemon, Source, Then};
+use crate::container::remove::RemoveOptions;
 use crate::error::Error;
 use crate::poll::{Interest, Ready, Token};
 use crate::sys;
@@ -30,6 +31,8 @@ pub struct Worker {
     client: Option<WatchedClient>,
     head_sent: bool,
     cancelled: bool,
+    /// Containers that go when the worker does.
+    owns: Vec<String>,
     /// Runs when the worker is gone; true when it ended well.
     then: Option<Then<bool>>,
 }
@@ -167,8 +170,17 @@ impl Daemon {
     ) {
         let control_token = self.poller.add(started.control.as_fd(), Source::WorkerControl(number), Interest::READ);
         log::debug!("worker {number} ({title}) is pid {}", started.pid);
-        let worker =
-            Worker { pid: started.pid, title, control: started.control, control_token, client, head_sent: false, cancelled: false, then };
+        let worker = Worker {
+            pid: started.pid,
+            title,
+            control: started.control,
+            control_token,
+            client,
+            head_sent: false,
+            cancelled: false,
+            owns: Vec::new(),
+            then,
+        };
         self.children.workers.insert(number, worker);
         self.claim_child(started.pid, Child::Worker(number));
     }
@@ -178,14 +190,17 @@ impl Daemon {
         for _ in 0..32 {
             let Some(worker) = self.children.workers.get(&number) else { return };
             let mut buf = std::mem::take(&mut self.scratch);
-            let received = sys::socket::recv(worker.control.as_fd(), &mut buf[..worker::MAX_MESSAGE], 0);
+            let received = sys::socket::recv_with_fds(worker.control.as_fd(), &mut buf[..worker::MAX_MESSAGE]);
             let message = match &received {
-                Ok(0) | Err(_) => None,
-                Ok(n) => Some(serde_json::from_slice::<Framed<Message>>(&buf[..*n])),
+                Ok((0, _)) | Err(_) => None,
+                Ok((n, _)) => Some(serde_json::from_slice::<Framed<Message>>(&buf[..*n])),
             };
             self.scratch = buf;
             match message {
-                Some(Ok(framed)) => self.on_message(number, framed),
+                Some(Ok(framed)) => {
+                    let sockets = received.map(|(_, sockets)| sockets).unwrap_or_default();
+                    self.on_message(number, framed, sockets);
+                }
                 Some(Err(e)) => {
                     log::error!("worker {number} sent a message that is none ({e}); it is killed");
                     self.cancel_worker(number);
@@ -205,7 +220,7 @@ impl Daemon {
         }
     }
 
-    fn on_message(&mut self, number: u64, framed: Framed<Message>) {
+    fn on_message(&mut self, number: u64, framed: Framed<Message>, sockets: Vec<OwnedFd>) {
         log::trace!("worker {number} says {:?}", framed.body);
         let id = framed.id;
         match framed.body {
@@ -219,6 +234,18 @@ impl Daemon {
                 self.answer_worker(number, id, Ok(Answer::Done));
             }
             Message::Image(message) => self.on_image_message(number, id, message),
+            Message::Connect => {
+                for socket in sockets {
+                    self.adopt_connection(socket);
+                }
+                self.answer_worker(number, id, Ok(Answer::Done));
+            }
+            Message::Owns { container } => {
+                if let Some(worker) = self.children.workers.get_mut(&number) {
+                    worker.owns.push(container);
+                }
+                self.answer_worker(number, id, Ok(Answer::Done));
+            }
         }
     }
 
@@ -267,6 +294,7 @@ impl Daemon {
             self.poller.remove(client.token);
         }
         self.image_worker_gone(number);
+        self.remove_owned(&worker.owns);
         let well = status == ExitStatus::Code(0);
         if let (ExitStatus::Signal(signal), false) = (status, worker.cancelled) {
             log::error!("worker {} killed by signal {signal}; what it was making is discarded", worker.title);
@@ -280,6 +308,20 @@ impl Daemon {
         }
         if let Some(then) = worker.then {
             then(self, well);
+        }
+    }
+
+    /// Removes what a worker's containers have left; one that is gone already is as it should be.
+    fn remove_owned(&mut self, containers: &[String]) {
+        for name in containers {
+            let Ok(id) = self.containers.resolve(name) else { continue };
+            let options = RemoveOptions { force: true, volumes: true };
+            let report = move |_: &mut Daemon, removed: crate::error::Result<()>| {
+                if let Err(e) = removed {
+                    log::warn!("remove a worker's container: {e}");
+                }
+            };
+            self.remove_container(&id, options, Box::new(report));
         }
     }
 

@@ -8,7 +8,7 @@ use crate::http::{Connection, Event, Head, Query, Refusal, Response};
 use crate::poll::{Ready, Token};
 use crate::sys;
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 
 /// JSON bodies, bytes.
 const MAX_BODY: usize = 16 << 20;
@@ -42,12 +42,17 @@ impl Daemon {
             if listener.tcp {
                 let _ = sys::socket::setsockopt_int(socket.as_fd(), libc::IPPROTO_TCP, libc::TCP_NODELAY, 1);
             }
-            let id = ConnId(self.unique());
-            let connection = Connection::new(socket, self.common.clone(), self.now_ms());
-            let token = self.poller.add(connection.socket(), Source::Conn(id), connection.interest());
-            self.clients.insert(id, Client { connection, token });
-            self.arm_sweep();
+            self.adopt_connection(socket);
         }
+    }
+
+    /// Serves a connected, non-blocking socket from now on.
+    pub(super) fn adopt_connection(&mut self, socket: OwnedFd) {
+        let id = ConnId(self.unique());
+        let connection = Connection::new(socket, self.common.clone(), self.now_ms());
+        let token = self.poller.add(connection.socket(), Source::Conn(id), connection.interest());
+        self.clients.insert(id, Client { connection, token });
+        self.arm_sweep();
     }
 
     pub(super) fn on_conn(&mut self, id: ConnId, ready: Ready) {

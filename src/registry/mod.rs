@@ -10,7 +10,7 @@ pub mod fault;
 mod fetch;
 pub mod inspect;
 pub mod manifest;
-mod process;
+pub(crate) mod process;
 pub mod progress;
 mod proxy;
 pub mod pull;

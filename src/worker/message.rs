@@ -15,6 +15,10 @@ pub enum Message {
     Event { kind: String, action: String, id: String, attributes: BTreeMap<String, String> },
     /// About images and layers.
     Image(ImageMessage),
+    /// The descriptor that comes along is to be served like a client's connection. [`Answer::Done`].
+    Connect,
+    /// This container was made for the worker: it goes when the worker does. [`Answer::Done`].
+    Owns { container: String },
 }
 
 /// What workers say of images; the image store answers.

@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 use std::ffi::CString;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::unix::net::UnixStream;
 use std::rc::Rc;
 
 /// What a worker does. `run` may block as it likes; an error before the answer's head is the error answer, an error
@@ -199,6 +200,11 @@ impl Context {
         }
     }
 
+    /// Ends the answer's stream, for a job that leaves by itself.
+    pub fn finish_stream(&mut self) -> Result<()> {
+        self.with_client(Client::finish)
+    }
+
     /// Sends a message that wants no answer.
     pub fn tell(&mut self, message: &Message) -> Result<()> {
         self.send(0, message)
@@ -210,6 +216,16 @@ impl Context {
             return Err(Error::system(format!("message to the daemon is {} bytes long", bytes.len())));
         }
         sys::socket::send(self.control.as_fd(), &bytes, 0).map(drop).map_err(|e| Error::io("tell the daemon", &e))
+    }
+
+    /// A connection of the worker's own to the daemon's API.
+    pub fn connect(&mut self) -> Result<UnixStream> {
+        let failed = |e: io::Error| Error::io("connect to the daemon", &e);
+        let (ours, theirs) = sys::socket::socketpair(libc::SOCK_STREAM).map_err(failed)?;
+        sys::fd::set_nonblocking(theirs.as_fd(), true).map_err(failed)?;
+        let bytes = serde_json::to_vec(&Framed { id: 0, body: &Message::Connect }).map_err(|e| Error::system(e.to_string()))?;
+        sys::socket::send_with_fds(self.control.as_fd(), &bytes, &[theirs.as_raw_fd()]).map_err(failed)?;
+        Ok(UnixStream::from(ours))
     }
 
     /// Asks the daemon and waits for its answer. A refusal comes back as the error it carries.
