@@ -1,10 +1,6 @@
 //! The map of the API: method, pattern, versions, handler. `{id}` is one segment, `{name...}` one or more.
 
-<<<<<<< HEAD
-use super::{Reply, Request, containers, exec, images, info, networks, registry, streams, swarm, system, volumes};
-=======
-use super::{Reply, Request, build, containers, exec, images, registry, streams, swarm, system, volumes};
->>>>>>> b1e1512 (build: build images)
+use super::{Reply, Request, build, containers, exec, images, info, networks, registry, streams, swarm, system, volumes};
 use crate::daemon::Daemon;
 use crate::error::{Error, Result};
 use crate::http::{Method, query};
@@ -40,11 +36,7 @@ const fn worker(method: &'static str, pattern: &'static str, handler: Worker) ->
 }
 
 /// Every route, by resource.
-<<<<<<< HEAD
-pub const ROUTES: &[&[Route]] = &[SYSTEM, CONTAINERS, IMAGES, NETWORKS, REGISTRY, VOLUMES, SWARM];
-=======
-pub const ROUTES: &[&[Route]] = &[SYSTEM, CONTAINERS, IMAGES, REGISTRY, BUILD, VOLUMES, SWARM];
->>>>>>> b1e1512 (build: build images)
+pub const ROUTES: &[&[Route]] = &[SYSTEM, CONTAINERS, IMAGES, NETWORKS, REGISTRY, BUILD, VOLUMES, SWARM];
 
 const SYSTEM: &[Route] = &[
     now("GET", "/_ping", system::ping),
@@ -111,7 +103,6 @@ const VOLUMES: &[Route] = &[
     now("PUT", "/volumes/{name}", volumes::update),
 ];
 
-<<<<<<< HEAD
 const NETWORKS: &[Route] = &[
     now("GET", "/networks", networks::list),
     now("GET", "/networks/{id}", networks::inspect),
@@ -120,14 +111,14 @@ const NETWORKS: &[Route] = &[
     now("POST", "/networks/{id}/connect", networks::connect),
     now("POST", "/networks/{id}/disconnect", networks::disconnect),
     now("DELETE", "/networks/{id}", networks::delete),
-=======
+];
+
 const BUILD: &[Route] = &[
     worker("POST", "/build", build::build),
     now("POST", "/build/prune", build::prune),
     now("POST", "/build/cancel", build::cancel),
     now("POST", "/session", build::no_buildkit),
     now("POST", "/grpc", build::no_buildkit),
->>>>>>> b1e1512 (build: build images)
 ];
 
 const SWARM: &[Route] = &[
