@@ -140,6 +140,21 @@ mod tests {
     }
 
     #[test]
+    fn an_old_kernel_s_overlay_is_detached_too() {
+        crate::container::test_world::alone("old", |world| {
+            let plan = world.plan();
+            let tree = by_mount(&plan.overlays[0]).unwrap();
+            let listed = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+            assert!(!listed.contains("coracle-launch-old"), "{listed}");
+            sys::fd::openat(tree.as_fd(), c"written", libc::O_CREAT | libc::O_WRONLY, 0o644).unwrap();
+            assert!(world.upper.join("written").is_file());
+            assert!(sys::fs::fstatat(tree.as_fd(), c"bin/busybox", 0).is_ok());
+            let missing = Overlay { lower: vec![c"/no/such".to_owned(), c"/nor/this".to_owned()], ..plan.overlays[0].clone() };
+            assert_eq!(by_mount(&missing).unwrap_err().raw_os_error(), Some(libc::ENOENT));
+        });
+    }
+
+    #[test]
     fn the_most_layers_fit_into_a_page() {
         let mut layers = vec!["/var/lib/coracle/init".to_owned()];
         layers.extend((0..127).map(|n| format!("/var/lib/coracle/layers/{}/diff", 100_000 + n)));

@@ -225,7 +225,7 @@ pub(super) fn mounts(input: &PlanInput, ipc: Mode, init: bool) -> Result<Vec<Mou
     if own_sys {
         all.push(Mount::New(file_system(c"sysfs", c"sysfs", &[], sys_attributes, "/sys")?));
         if !taken("/sys/fs/cgroup") {
-            all.extend(cgroups(&input.cgroup.view, host.privileged)?);
+            all.extend(cgroups(&input.cgroup.view, input.private_cgroupns, host.privileged)?);
         }
     }
     if own_dev && !taken("/dev/mqueue") {
@@ -309,11 +309,17 @@ fn devices(input: &PlanInput) -> Result<Devices> {
     })
 }
 
-fn cgroups(view: &CgroupView, privileged: bool) -> Result<Option<Mount>> {
+fn cgroups(view: &CgroupView, private: bool, privileged: bool) -> Result<Option<Mount>> {
     let read_only = if privileged { 0 } else { MOUNT_ATTR_RDONLY };
     match view {
         CgroupView::Nothing => Ok(None),
-        // No options: the superblock is the host's, and a mount in another namespace can't change it.
+        // A new mount of cgroup2 in the first cgroup namespace would set the options of the one superblock, the host's (nsdelegate and
+        // others): there it is a bind. In a namespace of its own the kernel ignores them.
+        CgroupView::V2 if !private => {
+            let mut bind = Bind::plain(c("/sys/fs/cgroup")?, c("/sys/fs/cgroup")?, false);
+            bind.recursive_attributes.set = QUIET | read_only;
+            Ok(Some(Mount::Bind(bind)))
+        }
         CgroupView::V2 => Ok(Some(Mount::New(file_system(c"cgroup2", c"cgroup", &[], QUIET | read_only, "/sys/fs/cgroup")?))),
         CgroupView::V1(directories) => {
             let mut binds = Vec::new();
@@ -469,4 +475,35 @@ pub fn default_masked_paths(possible_cpus: u32) -> Vec<String> {
 /// HostConfig.ReadonlyPaths where the client gave none.
 pub fn default_readonly_paths() -> Vec<String> {
     ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"].map(str::to_owned).to_vec()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_later_of_two_tmpfs_words_wins() {
+        let (attributes, data) = tmpfs_options("ro,exec,size=1m,rw,size=2m,mode=700,noatime").unwrap();
+        assert_eq!(attributes, MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | MOUNT_ATTR_NOATIME);
+        let data: Vec<_> = data.iter().map(|(key, value)| (key.to_str().unwrap(), value.as_ref().unwrap().to_str().unwrap())).collect();
+        assert_eq!(data, [("size", "2m"), ("mode", "700")]);
+        for bad in ["size", "nosuch", "huge=always", "mode="] {
+            assert!(tmpfs_options(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn targets_are_absolute_and_not_ours() {
+        assert_eq!(check_target("/a/../b//c/").unwrap(), "/b/c");
+        for bad in ["", "a", "/", "/..", "/proc", "/proc/../proc/self", "/proc/sys/kernel"] {
+            assert!(check_target(bad).is_err(), "{bad}");
+        }
+        assert!(check_target("/proc/meminfo").is_ok() && check_target("/processes").is_ok());
+    }
+
+    #[test]
+    fn propagation_words_are_a_closed_list() {
+        assert_eq!(Propagation::parse("rslave").unwrap(), Propagation::RecursiveSlave);
+        assert!(Propagation::parse("Shared").is_err());
+    }
 }

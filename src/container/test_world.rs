@@ -19,6 +19,8 @@ pub(super) struct World {
     pub(super) config: Config,
     pub(super) host: HostConfig,
     pub(super) argv: Vec<String>,
+    /// What runs when there is no `argv`.
+    program: String,
     pub(super) mounts: Vec<MountInput>,
     pub(super) init: PathBuf,
     pub(super) layers: Vec<PathBuf>,
@@ -44,7 +46,7 @@ impl World {
         let config = Config { hostname: "test".into(), ..Config::default() };
         let (init, layers, upper, work) = (path.join("init"), vec![path.join("layer")], path.join("upper"), path.join("work"));
         let (host, own) = (HostConfig::default(), Own::read());
-        World { path, config, host, argv: Vec::new(), mounts: Vec::new(), init, layers, upper, work, own }
+        World { path, config, host, argv: Vec::new(), program: "/bin/true".into(), mounts: Vec::new(), init, layers, upper, work, own }
     }
 
     pub(super) fn plan(&self) -> LaunchPlan {
@@ -54,7 +56,7 @@ impl World {
     pub(super) fn input(&self) -> PlanInput<'_> {
         PlanInput {
             container: self.container(),
-            argv: &self.argv,
+            argv: if self.argv.is_empty() { std::slice::from_ref(&self.program) } else { &self.argv },
             root: RootInput { init_layer: &self.init, layers: &self.layers, upper: &self.upper, work: &self.work },
             mounts: &self.mounts,
             hostname_file: None,
