@@ -38,6 +38,8 @@ pub struct Summary {
 pub struct ListOptions<'a> {
     pub all: bool,
     pub shared_size: bool,
+    /// Count the containers of each image.
+    pub count_users: bool,
     pub filters: &'a Filters,
     /// The API's minor version.
     pub minor: u16,
@@ -96,7 +98,7 @@ pub fn list(store: &Store, users: &[User], options: &ListOptions) -> Result<Vec<
         if let Some(uses) = &shared {
             summary.shared_size = shared_size(store, image, uses);
         }
-        if options.minor >= 51 {
+        if options.count_users {
             summary.containers = i64::try_from(users.iter().filter(|user| user.image == image.id).count()).unwrap_or(i64::MAX);
         }
         shape_summary(&mut summary, options.minor);
@@ -347,7 +349,7 @@ mod tests {
 
     fn names(store: &Store, filters: &str, all: bool) -> Vec<String> {
         let filters = Filters::parse(filters).unwrap();
-        let options = ListOptions { all, shared_size: true, filters: &filters, minor: 51, now_ns: 0 };
+        let options = ListOptions { all, shared_size: true, count_users: true, filters: &filters, minor: 51, now_ns: 0 };
         let mut names: Vec<String> = list(store, &[], &options).unwrap().into_iter().map(|s| s.repo_tags.unwrap().join(",")).collect();
         names.sort();
         names
@@ -372,7 +374,7 @@ mod tests {
         assert_eq!(names(&store, r#"{"until":["2024-05-01T12:00:00Z"]}"#, true), Vec::<String>::new());
         assert_eq!(names(&store, r#"{"until":["2024-05-01T12:00:01Z"]}"#, true).len(), 3);
         let filters = Filters::default();
-        let old = ListOptions { all: false, shared_size: true, filters: &filters, minor: 40, now_ns: 0 };
+        let old = ListOptions { all: false, shared_size: true, count_users: false, filters: &filters, minor: 40, now_ns: 0 };
         let old = list(&store, &[], &old).unwrap();
         let lone = old.iter().find(|s| s.repo_tags == Some(vec!["<none>:<none>".into()])).unwrap();
         assert_eq!((lone.virtual_size, lone.shared_size, lone.containers), (Some(10), 0, -1));

@@ -30,6 +30,7 @@ pub fn list(daemon: &mut Daemon, request: &Request) -> Result<Reply> {
     let options = ListOptions {
         all: request.query.flag("all"),
         shared_size: request.minor >= 42 && request.query.flag("shared-size"),
+        count_users: request.minor >= 51,
         filters: &filters,
         minor: request.minor,
         now_ns: sys::time::realtime_ns(),

@@ -2,6 +2,7 @@
 
 pub mod build;
 pub mod containers;
+pub mod disk;
 pub mod exec;
 pub mod filters;
 pub mod image_views;

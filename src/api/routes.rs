@@ -1,6 +1,6 @@
 //! The map of the API: method, pattern, versions, handler. `{id}` is one segment, `{name...}` one or more.
 
-use super::{Reply, Request, build, containers, exec, images, info, networks, registry, streams, swarm, system, volumes};
+use super::{Reply, Request, build, containers, disk, exec, images, info, networks, registry, streams, swarm, system, volumes};
 use crate::daemon::Daemon;
 use crate::error::{Error, Result};
 use crate::http::{Method, query};
@@ -57,6 +57,7 @@ const IMAGES: &[Route] = &[
     worker("POST", "/images/create", images::create),
     worker("POST", "/images/load", images::load),
     worker("POST", "/commit", images::commit),
+    worker("GET", "/system/df", disk::usage),
     worker("GET", "/images/get", images::save),
     worker("GET", "/images/{name...}/get", images::save),
 ];
