@@ -50,6 +50,30 @@ impl Options {
     }
 }
 
+/// Zeros become holes by blocks of this many bytes: the archives of others write holes out, and disks need not hold them.
+const HOLE: usize = 64 * 1024;
+/// What a piece of the stream has of a block becomes one too, from this size on.
+const HOLE_MIN: usize = 4096;
+static ZEROS: [u8; HOLE] = [0; HOLE];
+
+/// The first run of `bytes`, which go to offset `at`: whether it becomes a hole, and its length.
+fn next_run(bytes: &[u8], at: u64) -> (bool, usize) {
+    let empty = |block: &[u8]| block.len() >= HOLE_MIN && *block == ZEROS[..block.len()];
+    let first = HOLE - usize::try_from(at % HOLE as u64).unwrap_or(0);
+    let mut end = first.min(bytes.len());
+    if empty(&bytes[..end]) {
+        return (true, end);
+    }
+    while end < bytes.len() {
+        let next = (end + HOLE).min(bytes.len());
+        if empty(&bytes[end..next]) {
+            break;
+        }
+        end = next;
+    }
+    (false, end)
+}
+
 /// What was done.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Summary {
@@ -170,6 +194,7 @@ impl Applier<'_> {
         // Where the next byte goes, and how many more belong there.
         let (mut at, mut left) = if entry.sparse.is_some() { (0, 0) } else { (0, u64::MAX) };
         let mut stored = 0u64;
+        let mut holes = entry.sparse.is_some();
         loop {
             let mut piece = reader.chunk()?;
             if piece.is_empty() {
@@ -177,14 +202,20 @@ impl Applier<'_> {
             }
             crc.update(piece);
             stored += piece.len() as u64;
-            self.unchecked += piece.len() as u64;
             while !piece.is_empty() {
                 if left == 0 {
                     (at, left) = regions.next().ok_or_else(super::header::invalid_header)?;
                 }
                 let most = usize::try_from(left).unwrap_or(usize::MAX).min(piece.len());
-                let position = i64::try_from(at).map_err(|_| super::header::invalid_header())?;
-                let count = fd::pwrite(file.as_fd(), &piece[..most], position).map_err(|e| failed("write", path, &e))?;
+                let (hole, run) = next_run(&piece[..most], at);
+                let count = if hole {
+                    run
+                } else {
+                    let position = i64::try_from(at).map_err(|_| super::header::invalid_header())?;
+                    self.unchecked += run as u64;
+                    fd::pwrite(file.as_fd(), &piece[..run], position).map_err(|e| failed("write", path, &e))?
+                };
+                holes |= hole;
                 piece = &piece[count..];
                 at += count as u64;
                 left -= count as u64;
@@ -193,7 +224,7 @@ impl Applier<'_> {
                 self.check_space()?;
             }
         }
-        if entry.sparse.is_some() {
+        if holes {
             let size = i64::try_from(entry.size).map_err(|_| super::header::invalid_header())?;
             fd::ftruncate(file.as_fd(), size).map_err(|e| failed("truncate", path, &e))?;
         }

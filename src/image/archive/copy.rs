@@ -98,7 +98,9 @@ fn stat_inside(path: &str) -> Result<PathStat> {
     let path = Requested::new(path);
     let (_, stat) = path.open()?;
     let link = stat.st_mode & libc::S_IFMT == libc::S_IFLNK;
-    let mtime = stat.st_mtime.saturating_mul(1_000_000_000).saturating_add(stat.st_mtime_nsec);
+    #[allow(clippy::useless_conversion)] // 32 bits wide on some targets
+    let (seconds, nanoseconds) = (i64::from(stat.st_mtime), i64::from(stat.st_mtime_nsec));
+    let mtime = seconds.saturating_mul(1_000_000_000).saturating_add(nanoseconds);
     Ok(PathStat {
         name: path.base().to_owned(),
         size: stat.st_size,

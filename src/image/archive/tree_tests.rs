@@ -44,7 +44,7 @@ fn upper(root: &Path) {
     std::os::unix::fs::chown(root.join("suid"), Some(12), Some(34)).unwrap();
     std::fs::set_permissions(root.join("suid"), std::fs::Permissions::from_mode(0o6755)).unwrap();
     let sparse = std::fs::File::create(root.join("sparse")).unwrap();
-    std::os::unix::fs::FileExt::write_all_at(&sparse, b"end", 40_000_000).unwrap();
+    std::os::unix::fs::FileExt::write_all_at(&sparse, b"end", 2_000_000_000).unwrap();
     drop(std::os::unix::net::UnixListener::bind(root.join("socket")).unwrap());
     std::fs::write(root.join("ünï".to_owned() + &"x".repeat(140)), "long").unwrap();
 }
@@ -62,7 +62,7 @@ fn an_upper_directory_becomes_a_layer_and_travels() {
     assert_eq!((again.diff_id, again.size), (made.diff_id, made.tar_size));
     assert_eq!(Digest::of(&stream), made.diff_id);
     assert!(stream.len() < 100_000, "the hole was written out: {}", stream.len());
-    assert_eq!(made.content_size, 4 + 10 + 2 + 40_000_003 + 4);
+    assert_eq!(made.content_size, 4 + 10 + 2 + 2_000_000_003 + 4);
     // Elsewhere: the same upper.
     let other = scratch.path().join("other");
     std::fs::create_dir(&other).unwrap();

@@ -1,7 +1,7 @@
 //! Trees become tar streams: exports, copies out, layers from an overlay's upper directory, and the archives of `save`.
 //!
 //! Names come in byte order, hard links refer to the first name, sockets are left out, as the reference does; unlike it,
-//! times keep their nanoseconds, `user.` attributes are kept, and holes stay holes.
+//! times keep their nanoseconds, `user.` attributes are kept, and large holes stay holes.
 
 use super::apply::is_whiteout;
 use super::encode::{Item, encode};
@@ -46,8 +46,9 @@ pub struct Writer<'a> {
     totals: Totals,
 }
 
-/// Holes smaller than this in sum are written as zeros: a sparse map is not understood everywhere.
-const HOLES_MIN: u64 = 1 << 20;
+/// Holes smaller than this in sum, in bytes, are written as zeros, which every reader understands: a layer with a sparse map
+/// can be loaded by the reference, but never saved or pushed by it again ("could not verify layer data").
+const HOLES_MIN: u64 = 1 << 30;
 /// A file with more data regions than this is written whole.
 const REGIONS_MAX: usize = 4096;
 
@@ -292,7 +293,8 @@ fn open(dir: BorrowedFd, name: &CStr, flags: libc::c_int, options: &Options) -> 
 
 fn item_of<'a>(stat: &libc::stat64, path: &'a [u8]) -> Item<'a> {
     let size = if stat.st_mode & libc::S_IFMT == libc::S_IFREG { u64::try_from(stat.st_size).unwrap_or(0) } else { 0 };
-    let mtime = Time { seconds: stat.st_mtime, nanoseconds: u32::try_from(stat.st_mtime_nsec).unwrap_or(0) };
+    #[allow(clippy::useless_conversion)] // 32 bits wide on some targets
+    let mtime = Time { seconds: i64::from(stat.st_mtime), nanoseconds: u32::try_from(stat.st_mtime_nsec).unwrap_or(0) };
     Item { mode: stat.st_mode & 0o7777, uid: stat.st_uid, gid: stat.st_gid, ..Item::file(path, size, mtime) }
 }
 
