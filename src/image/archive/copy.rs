@@ -232,6 +232,7 @@ mod tests {
     use super::*;
     use crate::image::scratch::Scratch;
     use crate::sys::mount;
+    use std::os::fd::AsRawFd;
     use std::os::unix::fs::symlink;
     use std::path::Path;
 
@@ -299,6 +300,45 @@ mod tests {
         assert_eq!(refused.message, "container rootfs is marked read-only");
         assert_eq!(put("/etc/sub/file", Box::new(|_| Ok(()))).unwrap_err().message, "extraction point is not a directory");
         assert_eq!(put("/absent", Box::new(|_| Ok(()))).unwrap_err().kind, Kind::NotFound);
+    }
+
+    #[test]
+    fn a_running_containers_view_is_joined() {
+        let scratch = Scratch::new("archive-namespace-copy");
+        let fd = scratch.fd();
+        for dir in ["etc", "volume"] {
+            std::fs::create_dir(scratch.path().join(dir)).unwrap();
+        }
+        symlink("/volume", scratch.path().join("etc/link")).unwrap();
+        // The container: a process in the jail, with a volume that only its namespace has.
+        let (hold, release) = fd::pipe2(0).unwrap();
+        let (ready, tell) = fd::pipe2(0).unwrap();
+        let prepare = || mount::mount(None, c"/volume", Some(c"tmpfs"), 0, None).map_err(|e| Error::io("mount", &e));
+        let policy = Policy {
+            prepare: Some(Box::new(prepare)),
+            keep: vec![hold.as_raw_fd(), tell.as_raw_fd()],
+            ..Policy::new(Root::Directory(fd.as_fd()))
+        };
+        let container = jail::start(policy, |_| {
+            std::fs::write("/volume/seen", "only in here").unwrap();
+            fd::write(tell.as_fd(), b"!").unwrap();
+            fd::read(hold.as_fd(), &mut [0]).unwrap();
+            let arrived = std::fs::read("/volume/new").unwrap();
+            Ok(arrived)
+        })
+        .unwrap();
+        fd::read(ready.as_fd(), &mut [0]).unwrap();
+        let pidfd = sys::process::pidfd_open(container.pid()).unwrap();
+        let namespace = || Policy::new(Root::Namespace(pidfd.as_fd()));
+        let mut tar = Vec::new();
+        copy_out(namespace(), "/etc/link/", &mut tar).unwrap();
+        assert_eq!(names(&tar), ["link/", "link/seen"]);
+        let tar = super::super::tests::Tar::default().file("new", b"from outside").end();
+        copy_in(namespace(), "/etc/link", &mut tar.as_slice(), &apply::Options::copy("/"), Box::new(|_| Ok(()))).unwrap();
+        drop(hold);
+        drop(release);
+        assert_eq!(container.finish().unwrap(), b"from outside");
+        assert!(std::fs::read_dir(scratch.path().join("volume")).unwrap().next().is_none());
     }
 
     #[test]

@@ -459,6 +459,31 @@ mod tests {
     }
 
     #[test]
+    fn fuzz_decoders_end_whatever_they_get() {
+        let plain = sample(30_000);
+        let seeds: Vec<Vec<u8>> = PROGRAMS.iter().filter_map(|(program, args)| packed(program, args, &plain)).collect();
+        let seconds: u64 = std::env::var("CORACLE_FUZZ_SECONDS").ok().and_then(|s| s.parse().ok()).unwrap_or(1);
+        let started = std::time::Instant::now();
+        let mut seed = 0x2545_f491_4f6c_dd1du64;
+        let mut random = |below: usize| {
+            seed ^= seed << 13;
+            seed ^= seed >> 7;
+            seed ^= seed << 17;
+            usize::try_from(seed >> 1).unwrap_or(0) % below
+        };
+        while started.elapsed().as_secs() < seconds {
+            let mut bytes = seeds[random(seeds.len())].clone();
+            for _ in 0..=random(8) {
+                let at = 4 + random(bytes.len() - 4);
+                bytes[at] = random(256).to_le_bytes()[0];
+            }
+            let mut out = Vec::new();
+            // A few bytes may stand for gigabytes; that is the next reader's bound to keep.
+            let _ = Decompressor::new(bytes.as_slice()).map(|decoder| decoder.take(4 << 20).read_to_end(&mut out));
+        }
+    }
+
+    #[test]
     fn concatenated_members_and_padding_are_one_stream() {
         let mut one = Gzip::new(Vec::new());
         one.write_all(b"hello ").unwrap();

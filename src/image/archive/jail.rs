@@ -193,6 +193,11 @@ impl Marker for Prisoner {
 }
 
 impl Jail<'_> {
+    /// The one inside.
+    pub fn pid(&self) -> process::Pid {
+        self.pid
+    }
+
     /// Writes all of `bytes` to the child's pipe (`pipe` is non-blocking), serving marks meanwhile, as the child may wait for
     /// one. False when the child reads no more: [`Jail::finish`] says why.
     pub fn feed(&mut self, pipe: BorrowedFd, mut bytes: &[u8]) -> Result<bool> {
