@@ -35,8 +35,8 @@ pub fn go_arch() -> &'static str {
 
 /// GET /version.
 pub fn version(daemon: &mut Daemon, _: &Request) -> Result<Reply> {
-    let built = "2025-07-25T11:32:32.000000000+00:00";
-    let (commit, go, api, min) = ("bea959c", "go1.24.5", format!("1.{MAX_MINOR}"), "1.24");
+    let built = "2025-11-05T14:43:33.000000000+00:00";
+    let (commit, go, api, min) = ("89c5e8f", "go1.25.3", format!("1.{MAX_MINOR}"), "1.24");
     let kernel = kernel("osrelease");
     let details = json!({
         "ApiVersion": api, "Arch": go_arch(), "BuildTime": built, "Experimental": "false", "GitCommit": commit,

@@ -1,8 +1,8 @@
 //! The streams of a running process: its pipes or pty are read once and fanned out to the log and to attached clients;
 //! what clients type goes to its stdin.
 //!
-//! A client that falls more than 1 MiB behind stalls nobody: it goes on from the log file at its own pace, or, where there
-//! is no readable log, is disconnected.
+//! A client that falls behind stalls nobody: it goes on from the log file at its own pace, or, where there is no readable
+//! log, is disconnected at 1 MiB.
 
 use super::log::Stream;
 use super::log::json_file::JsonFile;
@@ -17,8 +17,10 @@ use std::rc::Rc;
 
 /// Bytes read from one stream in one turn of the loop.
 const TURN: usize = 64 * 1024;
-/// An attached client's unread output beyond which it is taken off the live stream.
+/// An attached client's unread output beyond which it is disconnected, where there is no log to go on from.
 const MAX_BEHIND: usize = 1 << 20;
+/// What all clients of one stream together may leave unread in our memory: each has its share before it goes on from the log.
+const SHARED_BUDGET: usize = 2 << 20;
 /// Bytes of stdin that wait for the process; beyond, its client's socket is not read.
 const MAX_STDIN: usize = 256 * 1024;
 
@@ -155,6 +157,11 @@ impl Hub {
     }
 }
 
+/// Bytes of each of `clients` that share a stream.
+pub(super) fn share(clients: usize) -> usize {
+    (SHARED_BUDGET / clients.max(1)).clamp(8 * 1024, MAX_BEHIND)
+}
+
 /// What an attaching client asks for.
 #[derive(Default)]
 pub struct AttachWant {
@@ -242,8 +249,9 @@ impl Daemon {
 
     /// Reads one turn's worth; false when there is no more for now, or for ever.
     fn read_output(&mut self, id: HubId, n: usize, scratch: &mut [u8]) -> bool {
-        let Some(pipe) = self.hubs.hubs.get(&id).and_then(|hub| hub.outputs[n].as_ref()) else { return false };
-        let size = scratch.len().min(TURN);
+        let Some(hub) = self.hubs.hubs.get(&id) else { return false };
+        let Some(pipe) = hub.outputs[n].as_ref() else { return false };
+        let size = TURN.min(scratch.len()).min(share(hub.attached.len()));
         match sys::fd::read(pipe.fd.as_fd(), &mut scratch[..size]) {
             Ok(0) => {
                 self.end_output(id, n);
@@ -276,12 +284,13 @@ impl Daemon {
         }
         let header = stream.frame(data.len());
         let header: &[u8] = if hub.tty { &[] } else { &header };
+        let most = if hub.log.is_some() { share(hub.attached.len()) } else { MAX_BEHIND };
         let mut behind = Vec::new();
         for client in hub.attached.iter().filter(|a| if n == 0 { a.stdout } else { a.stderr }) {
             let Some(served) = self.clients.get_mut(&client.conn) else { continue };
             served.connection.send(&[header, data]);
             self.touched.push(client.conn);
-            if served.connection.pending() > MAX_BEHIND {
+            if served.connection.pending() > most {
                 behind.push(client.conn);
             }
         }
@@ -300,7 +309,7 @@ impl Daemon {
                 (client.stdout, client.stderr) = (false, false);
                 let skip = [log.carried(Stream::Stdout), log.carried(Stream::Stderr)];
                 let (segment, at, name) = (log.current().clone(), log.position(), hub.log_name.clone());
-                log::debug!("an attached client is {MAX_BEHIND} bytes behind and goes on from the log");
+                log::debug!("an attached client is behind and goes on from the log");
                 self.follow_from(name, conn, want, segment, at, skip);
             }
             None => {
@@ -328,7 +337,7 @@ impl Daemon {
         let mut scratch = std::mem::take(&mut self.scratch);
         for n in [0, 1] {
             // A pipe holds at most a mebibyte; whoever still writes to it is not waited for.
-            for _ in 0..64 {
+            for _ in 0..512 {
                 if !self.read_output(id, n, &mut scratch) {
                     break;
                 }

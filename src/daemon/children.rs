@@ -30,6 +30,7 @@ pub struct Worker {
     control_token: Token,
     client: Option<WatchedClient>,
     head_sent: bool,
+    answered: bool,
     cancelled: bool,
     /// Containers that go when the worker does.
     owns: Vec<String>,
@@ -177,6 +178,7 @@ impl Daemon {
             control_token,
             client,
             head_sent: false,
+            answered: false,
             cancelled: false,
             owns: Vec::new(),
             then,
@@ -229,6 +231,11 @@ impl Daemon {
                     worker.head_sent = true;
                 }
             }
+            Message::Answered => {
+                if let Some(worker) = self.children.workers.get_mut(&number) {
+                    worker.answered = true;
+                }
+            }
             Message::Event { kind, action, id: actor, attributes } => {
                 self.emit(&kind, &action, &actor, attributes);
                 self.answer_worker(number, id, Ok(Answer::Done));
@@ -275,6 +282,11 @@ impl Daemon {
 
     pub(super) fn on_worker_client(&mut self, number: u64, ready: Ready) {
         if ready.hangup {
+            // What it has said already is heard first.
+            self.on_worker_message(number);
+            if self.children.workers.get(&number).is_some_and(|worker| worker.answered) {
+                return self.unwatch_client(number);
+            }
             if let Some(worker) = self.children.workers.get(&number) {
                 log::info!("worker {} cancelled: its client is gone", worker.title);
                 if let Some(client) = &worker.client {
@@ -282,6 +294,13 @@ impl Daemon {
                 }
             }
             self.cancel_worker(number);
+        }
+    }
+
+    /// Its client may go unnoticed.
+    fn unwatch_client(&mut self, number: u64) {
+        if let Some(client) = self.children.workers.get(&number).and_then(|worker| worker.client.as_ref()) {
+            self.poller.remove(client.token);
         }
     }
 

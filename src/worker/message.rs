@@ -11,6 +11,8 @@ use std::collections::BTreeMap;
 pub enum Message {
     /// The answer's head is on its way to the client: the daemon must not write to it any more.
     HeadSent,
+    /// The answer is complete: the client may go, and that is no reason any more to end the worker.
+    Answered,
     /// An event to publish.
     Event { kind: String, action: String, id: String, attributes: BTreeMap<String, String> },
     /// About images and layers.

@@ -103,9 +103,7 @@ fn run(number: u64, job: Job, client: Option<Handoff>, control: OwnedFd) -> i32 
     let mut context = Context { number, control, next_id: 1, client };
     match (job.run)(&mut context) {
         Ok(()) => {
-            if let Some(client) = &mut context.client {
-                let _ = client.finish();
-            }
+            context.finish();
             0
         }
         Err(error) => {
@@ -195,13 +193,21 @@ impl Context {
         if let Err(e) = outcome {
             log::debug!("worker: {e}");
         }
-        if let Some(client) = &mut self.client {
-            let _ = client.finish();
+        self.finish();
+    }
+
+    /// Ends the answer. A client that is gone by now is nobody's failure.
+    fn finish(&mut self) {
+        if let Err(e) = self.finish_stream() {
+            log::debug!("worker: {e}");
         }
     }
 
     /// Ends the answer's stream, for a job that leaves by itself.
     pub fn finish_stream(&mut self) -> Result<()> {
+        if self.client.is_some() {
+            self.tell(&Message::Answered)?;
+        }
         self.with_client(Client::finish)
     }
 

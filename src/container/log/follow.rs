@@ -16,8 +16,6 @@ use std::rc::Rc;
 
 /// Bytes read for one follower in one turn of the loop.
 const TURN: usize = 64 * 1024;
-/// A client with more than this unread gets nothing new.
-const MAX_PENDING: usize = 256 * 1024;
 const MAX_SEGMENTS: usize = 10;
 /// Bytes of the log that attach's `logs` replays.
 const REPLAY: u64 = 1 << 20;
@@ -162,12 +160,13 @@ impl Daemon {
             self.followers.forget(conn);
             return;
         };
-        if pending > MAX_PENDING {
+        let size = super::super::streams::share(self.followers.by_conn.len()).min(TURN);
+        if pending > size / 2 {
             return; // the connection tells when there is room
         }
         let Some((_, follower)) = self.followers.by_conn.get_mut(&conn) else { return };
         let mut out = Vec::new();
-        let progress = follower.read(&mut self.scratch, &mut out);
+        let progress = follower.read(&mut self.scratch[..size], &mut out);
         if !out.is_empty() {
             self.with_conn(conn, |connection| connection.send(&[&out]));
         }
