@@ -34,7 +34,8 @@ pub fn everything(world: &World) -> Vec<String> {
 
 /// Processes in the world's cgroups, and those that carry the world's directory on their command line.
 pub fn processes(world: &World) -> Vec<i32> {
-    let needle = world.dir.to_string_lossy().into_owned();
+    // With its slash: world 4 is not world 44.
+    let needle = format!("{}/", world.dir.display());
     let mut found = Vec::new();
     for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
         let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };

@@ -161,9 +161,9 @@ fn past_events_are_told_again() {
         .iter()
         .map(|e| format!("{} {}", e["Type"].as_str().unwrap_or(""), e["Action"].as_str().unwrap_or("")))
         .collect();
-    assert_eq!(actions, ["image import", "container create", "container destroy"]);
+    assert_eq!(actions, ["image tag", "image import", "container create", "container destroy"]);
     let filters = crate::common::encode(r#"{"event":["create"],"container":["told"]}"#);
-    let events = daemon.get(&format!("/events?since={}&until={}&filters={filters}", now - 60, now)).json_lines();
+    let events = daemon.get(&format!("/events?since={}&until={}&filters={filters}", now - 60, now + 1)).json_lines();
     assert_eq!(events.len(), 1);
     let until = (now + 1).to_string();
     let said = daemon.docker(&[
