@@ -215,13 +215,6 @@ impl Daemon {
         })
     }
 
-    /// Forgets a daemon that has ended by itself.
-    pub fn reap(&mut self) {
-        if let Some(mut child) = self.child.take() {
-            child.wait().expect("our child");
-        }
-    }
-
     /// SIGTERM; the daemon ends orderly, with status 0, in time.
     #[track_caller]
     pub fn stop(&mut self) {
