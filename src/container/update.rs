@@ -1,6 +1,6 @@
 //! Changing what a container may use, while it runs or before it does.
 
-use super::cgroup::{devices, validate};
+use super::cgroup::validate;
 use super::config::{Resources, RestartPolicy};
 use super::record::{Id, Status};
 use crate::daemon::{Daemon, Then};
@@ -45,9 +45,7 @@ impl Daemon {
         let had = container.record.host.resources.clone();
         let merged = validate::merged(&had, &resources).map_err(wrap)?;
         if let Some(group) = self.running_cgroups.get_mut(id) {
-            group
-                .update(&had, &merged, &devices::numbers)
-                .map_err(|e| Error::new(Kind::System, format!("Cannot update container {id}: {}", e.message)))?;
+            group.update(&had, &merged).map_err(|e| Error::new(Kind::System, format!("Cannot update container {id}: {}", e.message)))?;
         }
         let container = self.containers.find_mut(id)?;
         container.record.host.resources = merged;

@@ -253,16 +253,16 @@ fn limits_change_while_it_runs_and_refusals_change_nothing() {
     let pid = sleeper(&cgroup);
     assert!(wait_until(|| cgroup.processes().unwrap() == [pid]));
     let new = Resources { memory: 128 << 20, memory_swap: 256 << 20, pids_limit: Some(20), cpuset_cpus: "0".into(), ..old.clone() };
-    cgroup.update(&old, &new, &devices::numbers).unwrap();
+    cgroup.update(&old, &new).unwrap();
     let stats = cgroup.stats().unwrap();
     assert_eq!((stats.memory.unwrap().limit, stats.pids.unwrap().limit), (128 << 20, 20));
     assert_eq!(cgroup.read("cpuset", "cpuset.cpus").unwrap().trim(), "0");
     assert_eq!(cgroup.read("cpuset", "cgroup.procs").unwrap().trim(), pid.to_string(), "moved into the late tree");
     let wrong = Resources { memory: 64 << 20, memory_swap: 128 << 20, cpuset_cpus: "4000".into(), ..new.clone() };
-    let refused = cgroup.update(&new, &wrong, &devices::numbers).unwrap_err();
+    let refused = cgroup.update(&new, &wrong).unwrap_err();
     assert!(refused.message.contains("cpuset.cpus"), "{refused}");
     assert_eq!(cgroup.stats().unwrap().memory.unwrap().limit, 128 << 20, "put back");
-    cgroup.update(&new, &Resources { memory: 16 << 20, memory_swap: 32 << 20, ..new.clone() }, &devices::numbers).unwrap();
+    cgroup.update(&new, &Resources { memory: 16 << 20, memory_swap: 32 << 20, ..new.clone() }).unwrap();
     let swap = if v2 { cgroup.read("memory", "memory.swap.max") } else { cgroup.read("memory", "memory.memsw.limit_in_bytes") };
     if let Ok(swap) = swap {
         assert_eq!(swap.trim().parse(), Ok(if v2 { 16 << 20 } else { 32 << 20 }));
@@ -341,7 +341,7 @@ fn a_systemd_scope_holds_limits_and_goes() {
     let stats = cgroup.stats().unwrap();
     assert_eq!((stats.memory.unwrap().limit, stats.pids.unwrap().limit), (64 << 20, 9));
     let more = Resources { memory: 128 << 20, memory_swap: 128 << 20, pids_limit: Some(19), ..resources.clone() };
-    cgroup.update(&resources, &more, &devices::numbers).unwrap();
+    cgroup.update(&resources, &more).unwrap();
     bus.set_properties(&scope.name, &super::systemd::limits(cgroups.facts().hierarchy.version.is_v2(), &more)).unwrap();
     assert_eq!(cgroup.stats().unwrap().memory.unwrap().limit, 128 << 20);
     let reload = std::process::Command::new("systemctl").arg("daemon-reload").status();

@@ -2,7 +2,7 @@
 
 use super::files;
 use super::groups::Parent;
-use super::limits::{self, Numbers};
+use super::limits;
 use super::oom::OomWatch;
 use super::plan::Facts;
 use crate::container::config::Resources;
@@ -157,8 +157,8 @@ impl Cgroup {
     }
 
     /// Changes the limits of a living container; on a refusal what was written is put back, and the error names the file.
-    pub fn update(&mut self, old: &Resources, new: &Resources, numbers: Numbers) -> Result<()> {
-        let settings = limits::changes(self.v2(), &self.facts.support, old, new, numbers)?;
+    pub fn update(&mut self, old: &Resources, new: &Resources) -> Result<()> {
+        let settings = limits::changes(self.v2(), &self.facts.support, old, new)?;
         let mut written: Vec<(&limits::Setting, String)> = Vec::new();
         for setting in &settings {
             let before = self.ready(setting.controller).and_then(|()| self.read(setting.controller, setting.file));

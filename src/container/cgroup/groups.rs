@@ -37,6 +37,9 @@ impl Cgroups {
     /// Looks at the host and, on v2, readies the parent's controllers. `parent`: the daemon's `--cgroup-parent`, or "".
     pub fn open(driver: Driver, parent: &str) -> Result<Cgroups> {
         let hierarchy = Hierarchy::detect()?;
+        if driver == Driver::Systemd && !hierarchy.systemd {
+            return Err(Error::invalid("systemd not running on this host, cannot use systemd cgroups manager"));
+        }
         let parent = match (parent, driver) {
             ("", Driver::Cgroupfs) => "/docker",
             ("", Driver::Systemd) => "system.slice",

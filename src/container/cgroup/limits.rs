@@ -27,9 +27,11 @@ pub fn initial(v2: bool, support: &Support, new: &Resources, numbers: Numbers) -
 }
 
 /// What must be written to come from `old` to `new`, in an order that no intermediate state is refused.
-pub fn changes(v2: bool, support: &Support, old: &Resources, new: &Resources, numbers: Numbers) -> Result<Vec<Setting>> {
-    let before = table(v2, support, old, numbers)?;
-    let mut after = table(v2, support, new, numbers)?;
+///
+/// Limits of single block devices stay as they are: no update names any, and the devices may be gone by now.
+pub fn changes(v2: bool, support: &Support, old: &Resources, new: &Resources) -> Result<Vec<Setting>> {
+    let before = table(v2, support, &without_block_devices(old), &|_| Ok((0, 0)))?;
+    let mut after = table(v2, support, &without_block_devices(new), &|_| Ok((0, 0)))?;
     let lost: Vec<Setting> = before
         .iter()
         .filter(|had| !after.iter().any(|has| has.file == had.file))
@@ -42,6 +44,17 @@ pub fn changes(v2: bool, support: &Support, old: &Resources, new: &Resources, nu
         order_bandwidth(old, new, &mut after);
     }
     Ok(after)
+}
+
+fn without_block_devices(resources: &Resources) -> Resources {
+    Resources {
+        blkio_weight_device: None,
+        blkio_device_read_bps: None,
+        blkio_device_write_bps: None,
+        blkio_device_read_iops: None,
+        blkio_device_write_iops: None,
+        ..resources.clone()
+    }
 }
 
 fn table(v2: bool, support: &Support, resources: &Resources, numbers: Numbers) -> Result<Vec<Setting>> {
@@ -259,7 +272,7 @@ mod tests {
     }
 
     fn update(v2: bool, old: &Resources, new: &Resources) -> Vec<String> {
-        lines(&changes(v2, &support(), old, new, &numbers).unwrap())
+        lines(&changes(v2, &support(), old, new).unwrap())
     }
 
     #[test]
