@@ -2,7 +2,7 @@
 
 use super::{Reply, Request};
 use crate::container::record::Status;
-use crate::container::{apparmor, security_opt, selinux};
+use crate::container::security_opt;
 use crate::daemon::Daemon;
 use crate::error::Result;
 use crate::http::Response;
@@ -108,6 +108,7 @@ pub fn info(daemon: &mut Daemon, request: &Request) -> Result<Reply> {
             "Mirrors": options.list("registry-mirror"),
         },
     });
+    let discovered: Vec<Value> = daemon.cdi_devices().into_iter().map(|id| json!({"Source": "cdi", "ID": id})).collect();
     let host = json!({
         "NCPU": std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
         "MemTotal": memory_total(),
@@ -125,7 +126,8 @@ pub fn info(daemon: &mut Daemon, request: &Request) -> Result<Reply> {
         "InitBinary": "docker-init",
         "ContainerdCommit": {"ID": ""}, "RuncCommit": {"ID": ""}, "InitCommit": {"ID": ""},
         "SecurityOptions": security(daemon),
-        "CDISpecDirs": ["/etc/cdi", "/var/run/cdi"],
+        "CDISpecDirs": daemon.cdi_directories(),
+        "DiscoveredDevices": &discovered,
         "Warnings": null,
     });
     if let (Value::Object(all), Value::Object(rest)) = (&mut value, host) {
@@ -153,15 +155,21 @@ pub fn info(daemon: &mut Daemon, request: &Request) -> Result<Reply> {
     {
         map.remove("CDISpecDirs");
     }
+    if (request.minor < 50 || discovered.is_empty())
+        && let Value::Object(map) = &mut value
+    {
+        map.remove("DiscoveredDevices");
+    }
     Ok(Response::json(200, &value).into())
 }
 
 fn security(daemon: &Daemon) -> Vec<String> {
     let options = &daemon.options;
     security_opt::info(security_opt::Support {
-        apparmor: apparmor::host_supports(),
+        apparmor: daemon.apparmor,
         seccomp: Some(options.text("seccomp-profile")),
-        selinux: selinux::is_enabled(),
+        // Labels are not applied.
+        selinux: false,
         userns_remap: options.is_set("userns-remap"),
         cgroup_namespaces: daemon.cgroups.as_ref().is_some_and(|cgroups| cgroups.facts().hierarchy.version.is_v2()),
         no_new_privileges: options.flag("no-new-privileges"),

@@ -4,8 +4,9 @@
 //! text on its stdin. Where it is missing the daemon says so; a container that needs the profile then does not start.
 
 use crate::error::{Error, Result};
-use std::io::{self, Read};
+use std::io::{self, Read, Write};
 use std::path::Path;
+use std::process::{Command, Stdio};
 
 /// Docker's name for it, which tools and policies refer to.
 pub const DEFAULT_PROFILE: &str = "docker-default";
@@ -60,6 +61,25 @@ pub fn load_command() -> Option<Vec<String>> {
     let parser = places.iter().map(|dir| format!("{dir}/apparmor_parser")).find(|path| Path::new(path).is_file())?;
     // Replace what is loaded; keep no compiled copy, as /etc may be read-only.
     Some(vec![parser, "--replace".into(), "--skip-cache".into()])
+}
+
+/// Loads the default profile: runs [`load_command`], blocking.
+///
+/// # Errors
+/// System, with what the parser said.
+pub fn load() -> Result<()> {
+    let failed = |what: &str| {
+        Error::system(format!("AppArmor enabled on system but the {DEFAULT_PROFILE} profile could not be loaded: {}", what.trim()))
+    };
+    let command = load_command().ok_or_else(|| failed("apparmor_parser is not installed"))?;
+    let (program, arguments) = command.split_first().ok_or_else(|| failed("no parser"))?;
+    let mut parser = Command::new(program);
+    parser.args(arguments).env_clear().stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped());
+    let mut child = parser.spawn().map_err(|e| failed(&e.to_string()))?;
+    // A parser that does not read tells why on its way out.
+    let _ = child.stdin.take().map(|mut input| input.write_all(default_profile().as_bytes()));
+    let output = child.wait_with_output().map_err(|e| failed(&e.to_string()))?;
+    if output.status.success() { Ok(()) } else { Err(failed(&String::from_utf8_lossy(&output.stderr))) }
 }
 
 /// What the container's child writes before execve so that the new program is confined: the file, tried in this
@@ -147,8 +167,6 @@ fn read_small(path: &str) -> io::Result<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::io::Write;
-    use std::process::{Command, Stdio};
 
     #[test]
     fn profile_by_choice_and_kind() {

@@ -3,7 +3,7 @@
 use super::config::{Config, EndpointSettings, Healthcheck, HostConfig, NetworkingConfig, Ulimit};
 use super::mounts::Resolved;
 use super::record::{Container, Record, State, Status};
-use super::{capabilities, cgroup, names, security_opt};
+use super::{capabilities, cgroup, names};
 use crate::daemon::options::Options;
 use crate::daemon::{Daemon, Then};
 use crate::error::{Error, Kind, Result};
@@ -181,8 +181,7 @@ impl Daemon {
         let list = |list: &Option<Vec<String>>| list.clone().unwrap_or_default();
         let (add, drop) = capabilities::normalize_pair(&list(&host.cap_add), &list(&host.cap_drop), known)?;
         (host.cap_add, host.cap_drop) = (host.cap_add.as_ref().map(|_| add), host.cap_drop.as_ref().map(|_| drop));
-        let builtin = self.builtin_profile.clone();
-        security_opt::SecurityOptions::parse(&list(&host.security_opt), false, &builtin)?;
+        self.check_confinement(host)?;
         cgroup::devices::check(host)?;
         cgroup::validate::ulimits(host.resources.ulimits.as_deref().unwrap_or_default())?;
         if !host.privileged {

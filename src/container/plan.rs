@@ -171,6 +171,8 @@ pub struct Container<'a> {
     pub selinux: Option<&'a Labels>,
     /// no-new-privileges, by SecurityOpt or the daemon's default.
     pub no_new_privileges: bool,
+    /// /sys/fs/cgroup is not read-only: a privileged container's, or by SecurityOpt.
+    pub writable_cgroups: bool,
     /// The daemon's default-ulimits; HostConfig.Ulimits override them by name.
     pub default_ulimits: &'a [Ulimit],
     pub own: &'a Own,

@@ -38,6 +38,8 @@ pub struct MountInput {
 pub enum MountSource {
     /// A path of this host: a bind, or a volume's directory.
     Path(PathBuf),
+    /// As `Path`, with MOUNT_ATTR_NOSUID and the like on the mount itself.
+    Restricted { path: PathBuf, attributes: u64 },
     /// A new tmpfs; options as "size=64m,mode=1777,exec".
     Tmpfs(String),
     /// An image's layers, top first; always read-only.
@@ -225,7 +227,7 @@ pub(super) fn mounts(input: &PlanInput, ipc: Mode, init: bool) -> Result<Vec<Mou
     if own_sys {
         all.push(Mount::New(file_system(c"sysfs", c"sysfs", &[], sys_attributes, "/sys")?));
         if !taken("/sys/fs/cgroup") {
-            all.extend(cgroups(&input.cgroup.view, input.private_cgroupns, host.privileged)?);
+            all.extend(cgroups(&input.cgroup.view, input.private_cgroupns, input.container.writable_cgroups)?);
         }
     }
     if own_dev && !taken("/dev/mqueue") {
@@ -309,8 +311,8 @@ fn devices(input: &PlanInput) -> Result<Devices> {
     })
 }
 
-fn cgroups(view: &CgroupView, private: bool, privileged: bool) -> Result<Option<Mount>> {
-    let read_only = if privileged { 0 } else { MOUNT_ATTR_RDONLY };
+fn cgroups(view: &CgroupView, private: bool, writable: bool) -> Result<Option<Mount>> {
+    let read_only = if writable { 0 } else { MOUNT_ATTR_RDONLY };
     match view {
         CgroupView::Nothing => Ok(None),
         // A new mount of cgroup2 in the first cgroup namespace would set the options of the one superblock, the host's (nsdelegate and
@@ -331,7 +333,7 @@ fn cgroups(view: &CgroupView, private: bool, privileged: bool) -> Result<Option<
                 }
             }
             let tmpfs = file_system(c"tmpfs", c"cgroup", &[("mode", "755")], QUIET, "/sys/fs/cgroup")?;
-            Ok(Some(Mount::Hierarchies(Hierarchies { tmpfs, binds, links, read_only: !privileged })))
+            Ok(Some(Mount::Hierarchies(Hierarchies { tmpfs, binds, links, read_only: !writable })))
         }
     }
 }
@@ -343,7 +345,8 @@ fn user_mounts(input: &PlanInput) -> Result<Vec<Mount>> {
         let target = c(check_target(&mount.target)?)?;
         let subpath = mount.subpath.as_deref().filter(|path| !path.is_empty()).map(c).transpose()?;
         all.push(match &mount.source {
-            MountSource::Path(source) => bind(mount, c_path(source)?, subpath, target),
+            MountSource::Path(source) => bind(mount, c_path(source)?, subpath, target, 0),
+            MountSource::Restricted { path, attributes } => bind(mount, c_path(path)?, subpath, target, *attributes),
             MountSource::Tmpfs(options) => Mount::Tmpfs(tmpfs(options, mount.read_only, target)?),
             MountSource::Image(_) => {
                 overlay += 1;
@@ -364,13 +367,14 @@ fn user_mounts(input: &PlanInput) -> Result<Vec<Mount>> {
     Ok(all)
 }
 
-fn bind(mount: &MountInput, source: CString, subpath: Option<CString>, target: CString) -> Mount {
+fn bind(mount: &MountInput, source: CString, subpath: Option<CString>, target: CString, restrictions: u64) -> Mount {
     let (flag, below) = mount.propagation.flag();
     let read_only = if mount.read_only { MOUNT_ATTR_RDONLY } else { 0 };
     let mut attributes = MountAttr::default();
     let mut recursive_attributes = MountAttr::default();
     if below { &mut recursive_attributes } else { &mut attributes }.propagation = flag;
-    if mount.read_only_recursive { &mut recursive_attributes } else { &mut attributes }.set = read_only;
+    attributes.set = restrictions;
+    if mount.read_only_recursive { &mut recursive_attributes } else { &mut attributes }.set |= read_only;
     Mount::Bind(Bind {
         source,
         subpath,

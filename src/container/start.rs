@@ -1,15 +1,14 @@
 //! From a container's record to its running process: what its start needs on this host, the launch, and the way back.
 
-use super::capabilities;
 use super::cgroup::{self, devices};
 use super::config::Ulimit;
+use super::confine::Confinement;
 use super::launch::launch;
 use super::lifecycle::LaunchError;
 use super::log::json_file::{JsonFile, JsonFileOptions};
-use super::plan::{self, LaunchPlan, Member, Network, Own, Placement, PlanInput, RootInput, Seccomp};
+use super::plan::{self, LaunchPlan, Member, Network, Own, Placement, PlanInput, RootInput};
 use super::process::Owner;
 use super::record::Id;
-use super::security_opt::SecurityOptions;
 use crate::daemon::{Daemon, Timer};
 use crate::error::{Error, Result};
 use crate::sys;
@@ -61,13 +60,17 @@ impl Daemon {
             record.config.hostname = other.trim_end().to_string();
         }
         let layers = self.layer_dirs(&record)?;
-        let (nodes, device_rules) = devices::gather(&record.host)?;
+        let (mut nodes, mut device_rules) = devices::gather(&record.host)?;
+        let mut mounts = self.mounts_of(&record)?;
+        self.add_cdi_devices(&mut record, &mut nodes, &mut device_rules, &mut mounts)?;
         let placement = self.make_cgroup(id, &record, &device_rules)?;
         let argv: Vec<String> = std::iter::once(record.path.clone()).chain(record.args.iter().cloned()).collect();
         let network = self.network_of(id)?;
         let parts = self.plan_parts(&record)?;
+        if let Some(container) = self.containers.get_mut(id) {
+            container.record.apparmor = parts.apparmor().to_owned();
+        }
         let init_layer = self.data_root.join("init-layer");
-        let mounts = self.mounts_of(&record)?;
         let init = record.host.init.unwrap_or_else(|| self.options.flag("init"));
         let (hostname, hosts, resolv) = (names.join("hostname"), names.join("hosts"), names.join("resolv.conf"));
         let plan = LaunchPlan::new(&PlanInput {
@@ -103,14 +106,7 @@ impl Daemon {
 
     /// The sandbox that every process of a container shares: filter, labels, limits.
     pub(super) fn plan_parts(&mut self, record: &super::record::Record) -> Result<PlanParts> {
-        let list = |list: &Option<Vec<String>>| list.clone().unwrap_or_default();
-        let host = &record.host;
-        let mask = capabilities::tweak(&list(&host.cap_add), &list(&host.cap_drop), host.privileged, self.own.bounding)?;
-        Ok(PlanParts {
-            seccomp: self.seccomp_of(host, mask)?,
-            no_new_privileges: self.no_new_privileges(host)?,
-            default_ulimits: super::create::default_ulimits(&self.options),
-        })
+        Ok(PlanParts { confinement: self.confine(&record.host)?, default_ulimits: super::create::default_ulimits(&self.options) })
     }
 
     /// The cgroup: made with its limits before anything runs in it.
@@ -217,22 +213,6 @@ impl Daemon {
         }
     }
 
-    /// The filter that SecurityOpt asks for; the builtin one unless something else was said.
-    pub(super) fn seccomp_of(&mut self, host: &super::config::HostConfig, mask: u64) -> Result<Seccomp> {
-        let builtin = self.builtin_profile.clone();
-        let options = SecurityOptions::parse(host.security_opt.as_deref().unwrap_or_default(), false, &builtin)?;
-        match options.seccomp_profile(host.privileged, &self.seccomp) {
-            Some(profile) => Ok(Seccomp::Filter { program: self.filters.get(profile, mask)?, flags: profile.flags() }),
-            None => Ok(Seccomp::Unconfined),
-        }
-    }
-
-    pub(super) fn no_new_privileges(&self, host: &super::config::HostConfig) -> Result<bool> {
-        let list = host.security_opt.as_deref().unwrap_or_default();
-        let default = self.options.flag("no-new-privileges");
-        Ok(SecurityOptions::parse(list, default, &self.builtin_profile)?.no_new_privileges)
-    }
-
     /// After the program runs: what accompanies it.
     pub(super) fn on_started(&mut self, id: &Id) {
         self.start_health(id);
@@ -296,12 +276,16 @@ impl Daemon {
 
 /// What [`Daemon::plan_parts`] has looked up for a plan.
 pub struct PlanParts {
-    seccomp: Seccomp,
-    no_new_privileges: bool,
+    confinement: Confinement,
     default_ulimits: Vec<Ulimit>,
 }
 
 impl PlanParts {
+    /// The AppArmor profile in force, as inspect shows it; empty without AppArmor.
+    fn apparmor(&self) -> &str {
+        &self.confinement.apparmor_shown
+    }
+
     /// The part of a plan's input that run, exec, health checks and build have in common.
     pub fn container<'a>(&'a self, record: &'a super::record::Record, own: &'a Own) -> plan::Container<'a> {
         plan::Container {
@@ -309,10 +293,11 @@ impl PlanParts {
             config: &record.config,
             host: &record.host,
             linked_environment: &[],
-            seccomp: self.seccomp.clone(),
-            apparmor: None,
+            seccomp: self.confinement.seccomp.clone(),
+            apparmor: self.confinement.apparmor.as_deref(),
             selinux: None,
-            no_new_privileges: self.no_new_privileges,
+            no_new_privileges: self.confinement.no_new_privileges,
+            writable_cgroups: self.confinement.writable_cgroups,
             default_ulimits: &self.default_ulimits,
             own,
         }

@@ -91,6 +91,7 @@ impl World {
             seccomp: Seccomp::Unconfined,
             apparmor: None,
             selinux: None,
+            writable_cgroups: self.host.privileged,
             no_new_privileges: false,
             default_ulimits: &[],
             own: &self.own,

@@ -128,6 +128,8 @@ pub struct Daemon {
     pub(crate) builtin_profile: Rc<Profile>,
     /// The daemon's default profile.
     pub(crate) seccomp: security_opt::Seccomp,
+    /// Whether the kernel confines by AppArmor.
+    pub(crate) apparmor: bool,
     /// `None` where the host has no cgroups.
     pub(crate) cgroups: Option<Cgroups>,
     pub(crate) running_cgroups: HashMap<Id, Cgroup>,

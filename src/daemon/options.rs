@@ -48,6 +48,7 @@ pub const SETTINGS: &[Setting] = &[
     setting("default-runtime", "default-runtime", Kind::Text, "runc", "Default runtime's name"),
     setting("default-shm-size", "default-shm-size", Kind::Bytes, "64m", "Default size of /dev/shm"),
     setting("default-ulimit", "default-ulimits", Kind::Map, "", "Default ulimits: name=soft[:hard]"),
+    setting("cdi-spec-dir", "cdi-spec-dirs", Kind::List, "", "Directories of CDI specs (default: /etc/cdi, /var/run/cdi)"),
     setting("exec-opt", "exec-opts", Kind::List, "", "Runtime options: native.cgroupdriver=cgroupfs|systemd"),
     setting("exec-root", "exec-root", Kind::Text, "/run/coracle", "Directory of runtime state"),
     short('G', setting("group", "group", Kind::Text, "docker", "Group of the Unix socket")),

@@ -127,6 +127,7 @@ fn start(options: Options) -> Result<Daemon, String> {
         filters: FilterCache::new(kernel_version(&kernel_release())),
         builtin_profile,
         seccomp,
+        apparmor: crate::container::confine::prepare_apparmor(),
         cgroups,
         running_cgroups: HashMap::new(),
         dying_cgroups: HashMap::new(),
