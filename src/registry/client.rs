@@ -525,3 +525,7 @@ impl Read for Blob<'_> {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "client_tests.rs"]
+mod tests;

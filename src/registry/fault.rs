@@ -55,6 +55,12 @@ impl Fault {
         Fault { message: format!("{method} {url:?}: {}", self.message), ..self }
     }
 
+    /// The failure of a push: missing credentials are told without the request that missed them.
+    pub fn of_push(self) -> Error {
+        let missing = "no basic auth credentials";
+        if self.message.ends_with(missing) { Error::new(Kind::System, missing) } else { self.into() }
+    }
+
     /// The failure of a pull or of a look at a manifest.
     pub fn of_pull(self, reference: &Reference) -> Error {
         match self.code.as_str() {

@@ -3,6 +3,7 @@
 use super::auth::Credentials;
 use super::client::{Client, Login};
 use super::endpoint::{Settings, endpoints};
+use super::fault::Fault;
 use super::manifest::{DOCKER_CONFIG, DOCKER_LAYER, DOCKER_MANIFEST, Descriptor, Document as ManifestDocument, Manifest, is_foreign};
 use super::process::{Report, Running};
 use super::progress;
@@ -108,7 +109,7 @@ fn push_one(push: &Push, reference: &Reference, id: Digest, client: &mut Client,
         metas.push((number, meta));
     }
     let descriptors = layers(push, client, &metas, context)?;
-    client.upload_bytes(&config)?;
+    client.upload_bytes(&config).map_err(Fault::of_push)?;
     let tag = reference.tag().unwrap_or_default();
     let (media_type, bytes) = match original(push, id, &descriptors, client) {
         Some(original) => original,
@@ -119,7 +120,7 @@ fn push_one(push: &Push, reference: &Reference, id: Digest, client: &mut Client,
             (DOCKER_MANIFEST.to_owned(), Manifest::new(config, layers).to_bytes())
         }
     };
-    let digest = client.put_manifest(tag, &media_type, &bytes)?;
+    let digest = client.put_manifest(tag, &media_type, &bytes).map_err(Fault::of_push)?;
     work::tag(context, &reference.with_digest(digest), id, false)?;
     say(context, &progress::status("", format!("{tag}: digest: {digest} size: {}", bytes.len())))?;
     say(context, &progress::aux(&PushResult { tag: tag.into(), digest, size: bytes.len() }))?;

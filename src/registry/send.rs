@@ -53,7 +53,7 @@ fn deliver(client: &mut Client, place: &Place, layer: &Outgoing, report: Borrowe
     let of_registry = |blob: &Blob| blob.repositories.iter().any(|name| name.starts_with(&format!("{}/", layer.domain)));
     known.sort_by_key(|blob| (!blob.repositories.contains(&layer.repository), !of_registry(blob)));
     for blob in known.iter().take(CHECKS_MAX) {
-        if client.has_blob(blob.digest)?.is_some() {
+        if client.has_blob(blob.digest).map_err(Fault::of_push)?.is_some() {
             return Ok(Sent { descriptor: descriptor(blob), words: "Layer already exists".into() });
         }
     }
@@ -66,7 +66,7 @@ fn deliver(client: &mut Client, place: &Place, layer: &Outgoing, report: Borrowe
                     std::thread::sleep(Duration::from_secs(1));
                 }
             }
-            Err(fault) => return Err(fault.into()),
+            Err(fault) => return Err(fault.of_push()),
         }
     }
     Err(Error::system("upload failed"))
