@@ -151,11 +151,6 @@ pub fn mount_new(root: BorrowedFd, fs: &FileSystem) -> Result<OwnedFd, Failure> 
     work().map_err(|e| with(Step::Mount, of_file_system(fs), &e))
 }
 
-/// A view of a mount that nobody can mount over, because it is attached nowhere.
-pub fn private_view(mount: BorrowedFd) -> Result<OwnedFd, Failure> {
-    copy(mount, 0).at(Step::Mount, "\"proc\" privately")
-}
-
 /// The user's tmpfs: takes over the mode of the directory that it covers, unless its options say otherwise.
 pub fn mount_tmpfs(root: BorrowedFd, fs: &FileSystem) -> Result<(), Failure> {
     let place = rootfs::mount_point(root, &fs.target, Make::Directory).map_err(|e| with(Step::MountPoint, of_file_system(fs), &e))?;

@@ -82,9 +82,9 @@ fn start(plan: &LaunchPlan, channel: BorrowedFd, overlays: &[OwnedFd], mut strea
     let late = say::wait_for_go(channel)?;
     send_netlink(&plan.netlink, &late)?;
     for sysctl in &plan.sysctls {
-        tail::write_sysctl(proc.as_fd(), sysctl)?;
+        tail::write_sysctl(proc.sys.as_fd(), sysctl)?;
     }
-    tail::execute(&plan.process, root, Some(proc.as_fd()), channel, streams)
+    tail::execute(&plan.process, root, Some(proc.top.as_fd()), channel, streams)
 }
 
 /// The first calls of every child of the daemon that becomes a container's process.
@@ -106,12 +106,27 @@ pub fn enter_cgroup(placement: &Placement) -> Result<(), Failure> {
     Ok(())
 }
 
-/// The plan's mount table, in order. Returns the private view of the container's proc.
-fn mount_all(root: BorrowedFd, plan: &LaunchPlan, sources: &[Option<OwnedFd>], overlays: &[OwnedFd]) -> Result<OwnedFd, Failure> {
+/// The container's procfs, held from when nothing was mounted on it yet. (A detached copy would do as well, but closing one waits for RCU.)
+struct Proc {
+    top: OwnedFd,
+    /// /proc/sys itself, under what makes it read-only: a walk from an open directory does not cross what is mounted on that.
+    sys: OwnedFd,
+}
+
+impl Proc {
+    fn hold(top: OwnedFd) -> Result<Proc, Failure> {
+        let flags = libc::O_PATH | libc::O_DIRECTORY | libc::O_NOFOLLOW;
+        let sys = sys::fd::openat(top.as_fd(), c"sys", flags, 0).at(Step::Mount, "\"proc\": open /proc/sys")?;
+        Ok(Proc { top, sys })
+    }
+}
+
+/// The plan's mount table, in order.
+fn mount_all(root: BorrowedFd, plan: &LaunchPlan, sources: &[Option<OwnedFd>], overlays: &[OwnedFd]) -> Result<Proc, Failure> {
     let mut proc = None;
     for (mount, source) in plan.mounts.iter().zip(sources) {
         match (mount, source) {
-            (Mount::Proc(fs), _) => proc = Some(attach::private_view(attach::mount_new(root, fs)?.as_fd())?),
+            (Mount::Proc(fs), _) => proc = Some(Proc::hold(attach::mount_new(root, fs)?)?),
             (Mount::New(fs), _) => drop(attach::mount_new(root, fs)?),
             (Mount::Devices(devices), _) => attach::mount_devices(root, devices)?,
             (Mount::Tmpfs(fs), _) => attach::mount_tmpfs(root, fs)?,

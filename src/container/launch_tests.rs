@@ -174,36 +174,69 @@ fn an_exec_joins_the_container() {
     });
 }
 
-/// Not a test of anything but patience: `cargo test --release … -- --ignored --nocapture start_time`.
+/// A measurement, in turn with the least that a container can be (clone, overlay, proc, tmpfs, pivot_root, exec):
+/// `cargo test --release --lib start_time -- --ignored --nocapture`.
 #[test]
 #[ignore = "a measurement"]
 fn start_time() {
     alone("time", |world| {
         world.argv = vec!["/bin/true".into()];
-        let mut times = Vec::new();
-        for _ in 0..200 {
+        let (mut bare, mut whole) = (Vec::new(), Vec::new());
+        for _ in 0..300 {
+            let begin = std::time::Instant::now();
+            bare_start(world);
+            bare.push(begin.elapsed());
             let begin = std::time::Instant::now();
             let plan = world.plan();
             let planned = begin.elapsed();
             let mut launched = launch(&plan).expect("the daemon's half");
             let cloned = begin.elapsed();
             launched.channel.send_go().expect("a channel");
-            loop {
+            while !matches!(launched.channel.read_report().expect("a report"), Some(Report::Running)) {
                 wait_readable(launched.channel.as_fd().as_raw_fd());
-                match launched.channel.read_report().expect("a report") {
-                    Some(Report::Running) => break,
-                    Some(Report::Failed(failure)) => panic!("{failure}"),
-                    _ => {}
-                }
             }
             let running = begin.elapsed();
             drop(sys::process::waitpid(launched.pid, 0));
-            times.push((begin.elapsed(), planned, cloned, running));
+            whole.push((begin.elapsed(), planned, cloned, running));
         }
-        times.sort();
-        let text = format!("{world_times:?}\n{}\n", world.plan(), world_times = times[times.len() / 2]);
+        bare.sort();
+        whole.sort();
+        let middle = bare.len() / 2;
+        let text = format!("bare {:?} {:?}; whole (planned, cloned, running) {:?} {:?}\n", bare[0], bare[middle], whole[0], whole[middle]);
         drop(sys::fd::write_all(std::io::stderr().as_fd(), text.as_bytes()));
     });
+}
+
+fn bare_start(world: &super::test_world::World) {
+    use crate::sys::mount;
+    let flags = libc::CLONE_NEWNS | libc::CLONE_NEWPID | libc::CLONE_NEWUTS | libc::CLONE_NEWIPC | libc::CLONE_NEWNET;
+    let plan = world.plan();
+    let path = |path: &std::path::Path| sys::cstring(path.as_os_str().as_encoded_bytes()).expect("no NUL");
+    let text = |paths: &[std::ffi::CString]| paths.iter().map(|path| path.to_string_lossy().into_owned()).collect::<Vec<_>>().join(":");
+    let root = &plan.overlays[0];
+    let options =
+        format!("lowerdir={},upperdir={},workdir={},index=off,xino=off", text(&root.lower), world.upper.display(), world.work.display());
+    let (options, target) = (sys::cstring(options).expect("no NUL"), path(&world.path.join("init")));
+    let cloned = sys::process::clone3(u64::from(flags.cast_unsigned()), None, libc::SIGCHLD).expect("root");
+    let Some((pid, _)) = cloned else {
+        let deed = || -> std::io::Result<()> {
+            mount::mount(None, c"/", None, libc::MS_SLAVE | libc::MS_REC, None)?;
+            mount::mount(Some(c"overlay"), &target, Some(c"overlay"), 0, Some(&options))?;
+            sys::fs::chdir(&target)?;
+            mount::mount(Some(c"proc"), c"proc", Some(c"proc"), 0, None)?;
+            mount::mount(Some(c"tmpfs"), c"dev", Some(c"tmpfs"), 0, None)?;
+            mount::pivot_root(c".", c".")?;
+            mount::umount2(c".", libc::MNT_DETACH)
+        };
+        if deed().is_ok() {
+            let none = sys::process::Pointers::new::<std::ffi::CString>(&[]);
+            let words = [c"true".to_owned()];
+            sys::process::execve(c"/bin/true", &sys::process::Pointers::new(&words), &none);
+        }
+        sys::process::exit(99);
+    };
+    let status = sys::process::waitpid(pid, 0).expect("our child").expect("waited").1;
+    assert_eq!(status, ExitStatus::Code(0));
 }
 
 #[test]

@@ -255,7 +255,7 @@ pub struct LaunchPlan {
     pub report_ready: bool,
     /// Sent after go: the loopback's up first, in a new network namespace.
     pub netlink: Vec<Vec<u8>>,
-    /// Written through a private procfs after go.
+    /// Written after go, as some are an interface's own.
     pub sysctls: Vec<Sysctl>,
     pub process: Process,
 }

@@ -89,7 +89,7 @@ impl Propagation {
 pub enum Mount {
     /// A new file system on a place that must be a real directory.
     New(FileSystem),
-    /// As `New`; the child keeps a private view of it for sysctls and labels.
+    /// As `New`; the child holds on to it for sysctls and labels.
     Proc(FileSystem),
     /// A tmpfs with the device nodes, links and directories of /dev.
     Devices(Devices),

@@ -66,7 +66,7 @@ impl fmt::Display for LaunchPlan {
             writeln!(f, "  sendmsg(NETLINK_ROUTE, {} bytes)", message.len())?;
         }
         for sysctl in &self.sysctls {
-            writeln!(f, "  write(private /proc/{}, {:?})", text(&sysctl.path), String::from_utf8_lossy(&sysctl.value))?;
+            writeln!(f, "  write(/proc/sys/{}, {:?})", text(&sysctl.path), String::from_utf8_lossy(&sysctl.value))?;
         }
         self.process.fmt(f)
     }
@@ -108,7 +108,7 @@ impl fmt::Display for Process {
         }
         for (file, label) in [("apparmor/exec", &self.apparmor), ("exec", &self.selinux)] {
             if let Some(label) = label {
-                writeln!(f, "  write(private /proc/thread-self/attr/{file}, {})", text(label))?;
+                writeln!(f, "  write(/proc/thread-self/attr/{file}, {})", text(label))?;
             }
         }
         writeln!(f, "  keyctl(KEYCTL_JOIN_SESSION_KEYRING, {})\n  umask(022)\n  chdir({})", text(&self.keyring), text(&self.workdir))?;

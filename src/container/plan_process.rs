@@ -260,7 +260,7 @@ fn rlimits(own: &Own, defaults: &[Ulimit], ulimits: &[Ulimit]) -> Result<Vec<Rli
 /// A kernel parameter of one of the container's namespaces.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Sysctl {
-    /// Below a procfs: "sys/net/…".
+    /// Below /proc/sys: "net/…".
     pub path: CString,
     pub value: Vec<u8>,
     /// The defaults are left out where the kernel does not have them.
@@ -278,7 +278,7 @@ pub(super) fn sysctls(host: &HostConfig, private_network: bool, ipc: Mode) -> Re
         check_sysctl(name, value, private_network, ipc != Mode::Named("host"))?;
         all.insert(name, (value, true));
     }
-    let path = |name: &str| c(format!("sys/{}", name.replace('.', "/")));
+    let path = |name: &str| c(name.replace('.', "/"));
     all.into_iter().map(|(name, (value, required))| Ok(Sysctl { path: path(name)?, value: value.as_bytes().to_vec(), required })).collect()
 }
 

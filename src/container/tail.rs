@@ -29,8 +29,8 @@ pub struct Streams {
     pub terminal: Option<OwnedFd>,
 }
 
-/// Becomes the program. `root` is the container's root, which is this process's too; `proc` a private procfs, without which no label is
-/// written.
+/// Becomes the program. `root` is the container's root, which is this process's too; `proc` its procfs by descriptor, without which
+/// no label is written.
 pub fn execute(
     process: &Process,
     root: BorrowedFd,
@@ -210,11 +210,11 @@ pub fn open_terminal(root: BorrowedFd, channel: BorrowedFd, size: Option<Termina
     Ok(slave)
 }
 
-/// Writes one sysctl through a procfs that nothing of the container can be mounted on or linked into.
-pub fn write_sysctl(proc: BorrowedFd, sysctl: &Sysctl) -> Result<(), Failure> {
+/// Writes one sysctl, below /proc/sys opened before anything of the container could be mounted on it or linked into it.
+pub fn write_sysctl(dir: BorrowedFd, sysctl: &Sysctl) -> Result<(), Failure> {
     let resolve = RESOLVE_BENEATH | RESOLVE_NO_XDEV | RESOLVE_NO_SYMLINKS | RESOLVE_NO_MAGICLINKS;
     let name = || sysctl.path.to_string_lossy().replace('/', ".");
-    match sys::fd::openat2(proc, &sysctl.path, libc::O_WRONLY, 0, resolve) {
+    match sys::fd::openat2(dir, &sysctl.path, libc::O_WRONLY, 0, resolve) {
         Err(e) if e.raw_os_error() == Some(libc::ENOENT) && !sysctl.required => Ok(()),
         opened => sys::fd::write_all(opened.at(Step::Sysctl, name())?.as_fd(), &sysctl.value).at(Step::Sysctl, name()),
     }
