@@ -11,6 +11,7 @@ use crate::image::commit::Commit;
 use crate::image::config::Platform;
 use crate::image::digest::Digest;
 use crate::image::import::Import;
+use crate::image::insert::Insert;
 use crate::image::load::Load;
 use crate::image::reference::Reference;
 use crate::image::remove::{self, Record, Removal};
@@ -264,4 +265,44 @@ pub fn commit(daemon: &mut Daemon, request: &Request) -> Result<Job> {
         changes: query.all("changes").map(str::to_owned).collect(),
     };
     Ok(Job::new("commit", |context| commit.run(context)))
+}
+
+/// POST /images/{name}/insert: of API versions long gone; a new layer with exactly the file that a URL gives.
+pub fn insert(daemon: &mut Daemon, request: &Request) -> Result<Job> {
+    let (path, url) = (request.query.get("path").to_owned(), request.query.get("url").to_owned());
+    if path.is_empty() || url.is_empty() {
+        return Err(Error::invalid("path and url are required"));
+    }
+    let settings = super::registry::settings(daemon, request);
+    let image = daemon.images.resolve(request.param(0))?;
+    let insert = Insert {
+        place: daemon.images.place().clone(),
+        image: image.id,
+        document: daemon.images.document(image.id)?,
+        layers: daemon.images.lower_numbers(image.top),
+        path,
+        url,
+        settings,
+    };
+    Ok(Job::new("insert", |context| insert.run(context)))
+}
+
+/// GET /images/viz: the images and what they were made from, for `dot`.
+pub fn viz(daemon: &mut Daemon, _: &Request) -> Result<Reply> {
+    let mut text = String::from("digraph docker {\n");
+    for image in daemon.images.images() {
+        let id = image.id.short();
+        let edge = match image.extra.parent {
+            Some(parent) => format!(" \"{}\" -> \"{id}\"\n", parent.short()),
+            None => format!(" base -> \"{id}\" [style=invis]\n"),
+        };
+        text.push_str(&edge);
+        let names: Vec<String> = daemon.images.names_of(image.id).map(Reference::familiar).collect();
+        if !names.is_empty() {
+            let label = format!("{id}\\n{}", names.join("\\n"));
+            text.push_str(&format!(" \"{id}\" [label=\"{label}\",shape=box,fillcolor=\"paleturquoise\",style=\"filled,rounded\"];\n"));
+        }
+    }
+    text.push_str(" base [style=invisible]\n}\n");
+    Ok(Response::text(200, &text).into())
 }

@@ -56,6 +56,8 @@ const IMAGES: &[Route] = &[
     now("POST", "/images/prune", images::prune),
     worker("POST", "/images/create", images::create),
     worker("POST", "/images/load", images::load),
+    worker("POST", "/images/{name...}/insert", images::insert),
+    now("GET", "/images/viz", images::viz),
     worker("POST", "/commit", images::commit),
     worker("GET", "/system/df", disk::usage),
     worker("GET", "/images/get", images::save),

@@ -2,8 +2,8 @@
 
 use super::archive::ingest::Expect;
 use super::config::{History, NewImage, Platform};
+use super::place::Place;
 use super::reference::Reference;
-use super::store::Place;
 use super::work::{self, Work};
 use crate::container::config::Config;
 use crate::error::{Error, Kind, Result};

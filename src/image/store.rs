@@ -8,6 +8,7 @@ use super::config::{CONFIG_MAX, Document, Platform, unix_seconds};
 use super::digest::Digest;
 use super::layer::{Claim, Holder, Layer, LayerMeta, Layers, Waiter};
 use super::names::{Extra, Names, REFS_VERSION, Stored};
+use super::place::Place;
 use super::reference::{Any, Reference, parse_any};
 use super::state_file::{self, read_regular};
 use crate::container::config::Labels;
@@ -18,7 +19,7 @@ use std::collections::BTreeMap;
 use std::ffi::{CStr, CString};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 /// File name of the references within the data root.
 pub const REFS_FILE: &CStr = c"refs.json";
@@ -54,32 +55,6 @@ impl Image {
     /// Whether other images were made from it here.
     pub fn has_children(&self) -> bool {
         self.children > 0
-    }
-}
-
-/// Where workers build: passed to their jobs.
-#[derive(Clone, Debug)]
-pub struct Place {
-    /// The data root.
-    pub root: PathBuf,
-    /// Distinguishes this run of the daemon from earlier ones within `staging/`.
-    run: String,
-}
-
-impl Place {
-    /// The name under `staging/` that belongs to a worker.
-    pub fn name(&self, worker: u64) -> String {
-        format!("{}-{worker}", self.run)
-    }
-
-    /// That directory's path; the worker makes it.
-    pub fn staging(&self, worker: u64) -> PathBuf {
-        self.root.join("staging").join(self.name(worker))
-    }
-
-    /// A layer's directory.
-    pub fn layer(&self, number: u64) -> PathBuf {
-        self.root.join("layers").join(number.to_string())
     }
 }
 
@@ -450,12 +425,6 @@ pub(super) struct Dirs {
     pub images: OwnedFd,
     pub layers: OwnedFd,
     pub staging: OwnedFd,
-}
-
-impl Place {
-    pub(super) fn new(root: &Path, now_ns: i64) -> Place {
-        Place { root: root.to_owned(), run: format!("{now_ns:x}") }
-    }
 }
 
 /// The index entry for a document.

@@ -9,7 +9,7 @@ use crate::error::{Error, Result};
 use crate::image::archive::compress::Gzip;
 use crate::image::archive::recipe;
 use crate::image::layer::{Blob, LayerMeta};
-use crate::image::store::Place;
+use crate::image::place::Place;
 use crate::image::work::open_layer;
 use serde::{Deserialize, Serialize};
 use std::fs::File;
