@@ -4,6 +4,7 @@
 mod common;
 
 mod engine {
+    mod build;
     mod clients;
     mod crash;
     mod exec;
