@@ -70,13 +70,28 @@ fn make_private_dir(path: &Path, mode: u32) -> io::Result<()> {
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode))
 }
 
+/// How long a start waits for the data root's lock: a second in all.
+const LOCK_TRIES: u32 = 50;
+const LOCK_PAUSE: std::time::Duration = std::time::Duration::from_millis(20);
+
 /// One daemon per data root: a lock that the kernel lets go of when its holder dies.
 fn lock_root(root: &Path) -> Result<OwnedFd, String> {
     let path = root.join("lock");
     let failed = |e: io::Error| format!("lock {}: {}", path.display(), crate::error::strerror(&e));
     let c_path = sys::cstring(path.as_os_str().as_encoded_bytes()).map_err(failed)?;
     let lock = sys::fd::open(&c_path, libc::O_RDWR | libc::O_CREAT | libc::O_NOFOLLOW, 0o600).map_err(failed)?;
-    match sys::fd::flock(lock.as_fd(), libc::LOCK_EX | libc::LOCK_NB) {
+    // A daemon that was killed a moment ago may hold it still, or a child of its that has not come to closing it.
+    let mut tries = 0;
+    let locked = loop {
+        match sys::fd::flock(lock.as_fd(), libc::LOCK_EX | libc::LOCK_NB) {
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock && tries < LOCK_TRIES => {
+                tries += 1;
+                std::thread::sleep(LOCK_PAUSE);
+            }
+            done => break done,
+        }
+    };
+    match locked {
         Ok(()) => Ok(lock),
         Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
             Err(format!("another daemon is running on the data root {}; stop it first, or choose another with --data-root", root.display()))
