@@ -151,14 +151,20 @@ pub fn mount_new(root: BorrowedFd, fs: &FileSystem) -> Result<OwnedFd, Failure> 
     work().map_err(|e| with(Step::Mount, of_file_system(fs), &e))
 }
 
-/// The user's tmpfs: takes over the mode of the directory that it covers, unless its options say otherwise.
+/// The user's tmpfs: takes over the mode of a directory that it covers, unless its options say otherwise; where there was none, it has
+/// the kernel's own, 1777.
 pub fn mount_tmpfs(root: BorrowedFd, fs: &FileSystem) -> Result<(), Failure> {
-    let place = rootfs::mount_point(root, &fs.target, Make::Directory).map_err(|e| with(Step::MountPoint, of_file_system(fs), &e))?;
+    let (place, covers) = match rootfs::open_in_root(root, &fs.target, libc::O_PATH) {
+        Ok(place) => (place, true),
+        Err(_) => {
+            (rootfs::mount_point(root, &fs.target, Make::Directory).map_err(|e| with(Step::MountPoint, of_file_system(fs), &e))?, false)
+        }
+    };
     let work = || {
         let mode = sys::fd::fstat(place.as_fd())?.st_mode & 0o7777;
         let mode = CString::new(format!("{mode:o}")).unwrap_or_default();
         let given = fs.options.iter().any(|(key, _)| key.as_c_str() == c"mode");
-        let mount = make(fs, if given { None } else { Some((c"mode", &mode)) })?;
+        let mount = make(fs, if given || !covers { None } else { Some((c"mode", &mode)) })?;
         attach(mount.as_fd(), place.as_fd())
     };
     work().map_err(|e| with(Step::Mount, of_file_system(fs), &e))

@@ -115,10 +115,16 @@ fn tmpfs_takes_options_and_the_mode_of_what_it_covers() {
         let covered = world.path.join("layer/covered");
         std::fs::create_dir(&covered).expect("writable");
         std::fs::set_permissions(&covered, std::os::unix::fs::PermissionsExt::from_mode(0o1750)).expect("ours");
-        world.host.tmpfs =
-            Some([("/covered".to_owned(), String::new()), ("/new".to_owned(), "size=1m,mode=700,exec,ro".to_owned())].into());
-        let outcome = world.sh("stat -c %a /covered /new; mount | grep -E ' /(new|covered) '");
-        assert!(outcome.output.starts_with("1750\n700\n"), "{outcome:?}");
+        world.host.tmpfs = Some(
+            [
+                ("/covered".to_owned(), String::new()),
+                ("/fresh".to_owned(), String::new()),
+                ("/new".to_owned(), "size=1m,mode=700,exec,ro".to_owned()),
+            ]
+            .into(),
+        );
+        let outcome = world.sh("stat -c %a /covered /new /fresh; mount | grep -E ' /(new|covered) '");
+        assert!(outcome.output.starts_with("1750\n700\n1777\n"), "{outcome:?}");
         assert!(outcome.output.contains("tmpfs on /covered type tmpfs (rw,nosuid,nodev,noexec,"), "{outcome:?}");
         assert!(outcome.output.contains("tmpfs on /new type tmpfs (ro,nosuid,nodev,relatime,size=1024k,mode=700"), "{outcome:?}");
     });
