@@ -8,6 +8,7 @@ mod engine {
     mod clients;
     mod crash;
     mod exec;
+    mod files;
     mod house;
     mod http;
     mod images;

@@ -1,5 +1,6 @@
 //! The Engine API: requests and answers, versions, kinds of errors to status codes. One file per resource.
 
+pub mod archive;
 pub mod build;
 pub mod containers;
 pub mod disk;

@@ -1,6 +1,6 @@
 //! The map of the API: method, pattern, versions, handler. `{id}` is one segment, `{name...}` one or more.
 
-use super::{Reply, Request, build, containers, disk, exec, images, info, networks, registry, streams, swarm, system, volumes};
+use super::{Reply, Request, archive, build, containers, disk, exec, images, info, networks, registry, streams, swarm, system, volumes};
 use crate::daemon::Daemon;
 use crate::error::{Error, Result};
 use crate::http::{Method, query};
@@ -91,6 +91,11 @@ const CONTAINERS: &[Route] = &[
     now("POST", "/containers/{id}/resize", containers::resize),
     now("POST", "/containers/{id}/rename", containers::rename),
     now("DELETE", "/containers/{id}", containers::remove),
+    worker("GET", "/containers/{id}/archive", archive::get),
+    worker("HEAD", "/containers/{id}/archive", archive::stat),
+    worker("PUT", "/containers/{id}/archive", archive::put),
+    worker("GET", "/containers/{id}/export", archive::export),
+    worker("GET", "/containers/{id}/changes", archive::list_changes),
     now("POST", "/containers/{id}/exec", exec::create),
     now("POST", "/exec/{id}/start", exec::start),
     now("GET", "/exec/{id}/json", exec::inspect),

@@ -52,3 +52,4 @@ pub mod top;
 pub mod update;
 pub mod user;
 pub mod verify;
+pub mod view;

@@ -28,6 +28,8 @@ pub struct Options {
     pub keep_kinds: bool,
     /// Everything belongs to this uid and gid instead of the archive's.
     pub owner: Option<(u32, u32)>,
+    /// Stop before the file system is full. Not for containers' own files: they may fill their disk by themselves.
+    pub reserve: bool,
     /// The directory as messages name it, "/" or "/tmp/x".
     pub destination: String,
 }
@@ -36,12 +38,12 @@ impl Options {
     /// For the layers of images.
     pub fn layer() -> Options {
         let destination = "/".to_owned();
-        Options { limits: Limits::default(), whiteouts: true, devices: true, keep_kinds: false, owner: None, destination }
+        Options { limits: Limits::default(), whiteouts: true, devices: true, keep_kinds: false, owner: None, reserve: true, destination }
     }
 
     /// For `PUT /containers/{id}/archive` into the directory that the client calls `destination`.
     pub fn copy(destination: &str) -> Options {
-        Options { whiteouts: false, devices: false, destination: destination.to_owned(), ..Options::layer() }
+        Options { whiteouts: false, devices: false, reserve: false, destination: destination.to_owned(), ..Options::layer() }
     }
 
     /// For build contexts: as the reference, everything belongs to root.
@@ -444,6 +446,9 @@ impl Applier<'_> {
     /// Stops before the file system is full, so that the rest of the host goes on: at 5 % or 256 MB left, whichever is less.
     fn check_space(&mut self) -> Result<()> {
         self.unchecked = 0;
+        if !self.options.reserve {
+            return Ok(());
+        }
         let stat = fs::fstatfs(self.root).map_err(|e| Error::io("statfs", &e))?;
         let unit = u64::try_from(stat.f_frsize).unwrap_or(0);
         let reserve = (stat.f_blocks.saturating_mul(unit) / 20).min(256 << 20);

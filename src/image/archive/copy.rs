@@ -31,8 +31,9 @@ pub struct PathStat {
     pub link_target: String,
 }
 
-/// Where a copy in goes, once all links are resolved; refusing it is the caller's (read-only roots and volumes).
-pub type Check<'a> = Box<dyn FnOnce(&str) -> Result<()> + 'a>;
+/// Hears where a copy in goes, once all links are resolved and "/" is the container's root. It may refuse (read-only roots
+/// and volumes), or name the owner of everything.
+pub type Decide<'a> = Box<dyn FnOnce(&str) -> Result<Option<(u32, u32)>> + 'a>;
 
 /// `HEAD /containers/{id}/archive`. A path that does not exist is [`Kind::NotFound`].
 pub fn stat(policy: Policy, path: &str) -> Result<PathStat> {
@@ -64,7 +65,7 @@ pub fn copy_out(policy: Policy, path: &str, out: &mut dyn Write) -> Result<()> {
 }
 
 /// `PUT /containers/{id}/archive`: unpacks the plain tar `source` (decompress before) into the directory `path`.
-pub fn copy_in(policy: Policy, path: &str, source: &mut dyn Read, options: &apply::Options, check: Check) -> Result<Summary> {
+pub fn copy_in(policy: Policy, path: &str, source: &mut dyn Read, options: &apply::Options, decide: Decide) -> Result<Summary> {
     let report = jail::stream_in(policy, source, |input, prisoner| {
         let path = Requested { follow: true, ..Requested::new(path) };
         let directory = path.follow(libc::O_PATH)?;
@@ -73,9 +74,9 @@ pub fn copy_in(policy: Policy, path: &str, source: &mut dyn Read, options: &appl
             return Err(Error::invalid("extraction point is not a directory"));
         }
         let resolved = path.resolved()?;
-        check(&resolved)?;
+        let owner = decide(&resolved)?;
         let directory = path.follow(libc::O_RDONLY | libc::O_DIRECTORY)?;
-        let options = apply::Options { destination: resolved, ..options.clone() };
+        let options = apply::Options { destination: resolved, owner: owner.or(options.owner), ..options.clone() };
         let summary = apply::apply(input, directory.as_fd(), None, &options, &mut (), prisoner)?;
         serde_json::to_vec(&summary).map_err(|e| Error::system(format!("report: {e}")))
     })?;
@@ -290,16 +291,16 @@ mod tests {
         assert_eq!(out("/").unwrap()[..3], ["/", "/broken", "/etc/"]);
         assert_eq!(out("/etc/sub/file/").unwrap_err().kind, Kind::InvalidParameter);
         let tar = super::super::tests::Tar::default().file("new", b"into a link").end();
-        let put = |path: &str, check: Check| {
+        let put = |path: &str, decide: Decide| {
             let root = overlay(base);
-            copy_in(Policy::new(Root::Mount(root.as_fd())), path, &mut tar.as_slice(), &apply::Options::copy(path), check)
+            copy_in(Policy::new(Root::Mount(root.as_fd())), path, &mut tar.as_slice(), &apply::Options::copy(path), decide)
         };
-        put("/link", Box::new(|path| if path == "/etc/sub" { Ok(()) } else { Err(Error::system(path)) })).unwrap();
+        put("/link", Box::new(|path| if path == "/etc/sub" { Ok(None) } else { Err(Error::system(path)) })).unwrap();
         assert_eq!(std::fs::read(base.join("upper/etc/sub/new")).unwrap(), b"into a link");
         let refused = put("/etc", Box::new(|_| Err(Error::invalid("container rootfs is marked read-only")))).unwrap_err();
         assert_eq!(refused.message, "container rootfs is marked read-only");
-        assert_eq!(put("/etc/sub/file", Box::new(|_| Ok(()))).unwrap_err().message, "extraction point is not a directory");
-        assert_eq!(put("/absent", Box::new(|_| Ok(()))).unwrap_err().kind, Kind::NotFound);
+        assert_eq!(put("/etc/sub/file", Box::new(|_| Ok(None))).unwrap_err().message, "extraction point is not a directory");
+        assert_eq!(put("/absent", Box::new(|_| Ok(None))).unwrap_err().kind, Kind::NotFound);
     }
 
     #[test]
@@ -334,7 +335,7 @@ mod tests {
         copy_out(namespace(), "/etc/link/", &mut tar).unwrap();
         assert_eq!(names(&tar), ["link/", "link/seen"]);
         let tar = super::super::tests::Tar::default().file("new", b"from outside").end();
-        copy_in(namespace(), "/etc/link", &mut tar.as_slice(), &apply::Options::copy("/"), Box::new(|_| Ok(()))).unwrap();
+        copy_in(namespace(), "/etc/link", &mut tar.as_slice(), &apply::Options::copy("/"), Box::new(|_| Ok(None))).unwrap();
         drop(hold);
         drop(release);
         assert_eq!(container.finish().unwrap(), b"from outside");
@@ -372,7 +373,7 @@ mod tests {
         std::fs::create_dir(scratch.path().join("small")).unwrap();
         let policy = Policy { prepare: Some(Box::new(prepare)), ..Policy::new(Root::Directory(fd.as_fd())) };
         let tar = super::super::tests::Tar::default().file("big", &vec![1; 5 << 20]).end();
-        let error = copy_in(policy, "/small", &mut tar.as_slice(), &apply::Options::copy("/small"), Box::new(|_| Ok(()))).unwrap_err();
+        let error = copy_in(policy, "/small", &mut tar.as_slice(), &apply::Options::copy("/small"), Box::new(|_| Ok(None))).unwrap_err();
         assert!(error.kind == Kind::System && error.message.ends_with("no space left on device"), "{error}");
     }
 }
