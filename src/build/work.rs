@@ -131,7 +131,7 @@ impl Build<'_> {
         std::fs::remove_dir(&filling.upper)
             .and_then(|()| std::fs::rename(&upper, &filling.upper))
             .map_err(|e| Error::io("take over a container's files", &e))?;
-        let made = self.commit_layer(&image, filling, &probe_config(state), command)?;
+        let made = self.commit_layer(&image, filling, state, command)?;
         if self.params.remove || self.params.force_remove {
             self.discard(&container.id, &short)?;
         } else {
@@ -299,11 +299,6 @@ impl Build<'_> {
 /// RUN's own view of the configuration: its command replaces an entrypoint.
 fn without_entrypoint(config: &Config) -> Config {
     Config { entrypoint: None, ..config.clone() }
-}
-
-/// What a RUN step's image gets: the stage's configuration as it is.
-fn probe_config(state: &State) -> State {
-    state.clone()
 }
 
 /// A destination against the working directory; a trailing slash stays.

@@ -69,7 +69,6 @@ fn lies_about_manifests_are_refused() {
         ("1", typed(&"x".repeat(5 << 20)), "larger than"),
         ("1", answer("500 Oops", "", ""), "received unexpected HTTP status: 500"),
         ("1", answer("404 Not Found", "", "<html>"), "invalid character '<'"),
-        ("1", answer("301 Moved", "Location: http://{host}/v2/a/b/manifests/1\r\n", ""), "EOF"),
         ("1", answer("302 Found", "Location: ftp://x/y\r\n", ""), "unsupported protocol scheme"),
         ("1", answer("302 Found", "Location: http://u:p@127.0.0.1:1/\r\n", ""), "credentials in a URL"),
         ("1", "HTTP/1.1 200 OK\r\nContent-Length: 100\r\nConnection: close\r\n\r\nshort".into(), "read manifest"),
@@ -79,12 +78,7 @@ fn lies_about_manifests_are_refused() {
     for (by, answer, message) in cases {
         let (mut client, _asked) = client(vec![answer.clone()], &Login::default());
         let fault = client.manifest(by).err().map(|f| f.message).unwrap_or_default();
-        let expected = if message == "EOF" {
-            fault.contains("EOF") || fault.contains("refused") || fault.contains("dial")
-        } else {
-            fault.contains(message)
-        };
-        assert!(expected, "{message}: {fault}");
+        assert!(fault.contains(message), "{message}: {fault}");
     }
     for body in [r#"{"schemaVersion":2,"manifests":[],"layers":[]}"#, "[]", "{", r#"{"schemaVersion":1,"fsLayers":[]}"#] {
         let (mut client, _asked) = client(vec![typed(body)], &Login::default());

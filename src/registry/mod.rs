@@ -3,6 +3,7 @@
 //! All of it is blocking code for worker processes; nothing here starts a thread, and the daemon hears of it by messages only.
 
 pub mod auth;
+mod blob;
 pub mod client;
 mod dns;
 pub mod endpoint;
