@@ -39,6 +39,12 @@ fn run(dir: &Path, lower: &Path, round: usize) {
     let groups = cgroups(&format!("coracle-floor-{}-{round}", std::process::id()));
     for group in &groups {
         let _ = fs::create_dir(group);
+        // A cpuset of v1 takes nobody before it has processors and memory.
+        for file in ["cpuset.cpus", "cpuset.mems"] {
+            if let Some(value) = group.parent().and_then(|parent| fs::read_to_string(parent.join(file)).ok()) {
+                let _ = fs::write(group.join(file), value);
+            }
+        }
     }
     let options = format!("lowerdir={},upperdir={},workdir={},index=off,xino=off", lower.display(), upper.display(), work.display());
     let text = |text: &str| cstring(text).expect("no NUL");
@@ -64,8 +70,9 @@ fn run(dir: &Path, lower: &Path, round: usize) {
                 mount::umount2(c".", libc::MNT_DETACH)?;
                 Ok(())
             };
-            if deed().is_ok() {
-                process::execve(c"/bin/true", &Pointers::new(&arguments), &Pointers::new(&environment));
+            match deed() {
+                Ok(()) => drop(process::execve(c"/bin/true", &Pointers::new(&arguments), &Pointers::new(&environment))),
+                Err(e) => eprintln!("the floor: {e}"),
             }
             process::exit(99);
         }

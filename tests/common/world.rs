@@ -180,6 +180,8 @@ impl Daemon {
     pub fn kill(&mut self) {
         self.signal(libc::SIGKILL);
         self.wait_exit(Duration::from_secs(10));
+        // A child that was just forked holds the listening socket until it, too, is killed.
+        super::eventually("the socket's end", Duration::from_secs(10), || UnixStream::connect(&self.world.socket).is_err().then_some(()));
     }
 
     /// Starts the daemon again in the same world, after [`kill`](Self::kill) or [`stop`](Self::stop).
