@@ -14,6 +14,7 @@ mod engine {
     mod images;
     mod lifecycle;
     mod load;
+    mod network;
     mod run;
     mod sandbox;
     mod streams;
