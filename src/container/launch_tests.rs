@@ -374,14 +374,15 @@ fn the_container_is_in_its_cgroup_and_sees_only_that() {
         let mut input = world.input();
         input.cgroup = placement;
         let outcome = finish(launch(&super::plan::LaunchPlan::new(&input).expect("a valid plan")));
+        let places = group.places();
         drop(group.remove());
+        for (_, place) in places {
+            drop(std::fs::remove_dir(std::path::Path::new(&place).parent().expect("below the mount point")));
+        }
         for line in ["33\n", "touch: /sys/fs/cgroup/x: Read-only file system\n", ":/\n", "cat: can't open '/k': Operation not permitted\n"]
         {
             assert!(outcome.output.contains(line), "{line:?} in {outcome:?}");
         }
         assert!(!outcome.output.contains("abc"), "{outcome:?}");
-        for (_, place) in group.places() {
-            drop(std::fs::remove_dir(std::path::Path::new(&place).parent().expect("below the mount point")));
-        }
     });
 }
