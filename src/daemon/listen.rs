@@ -42,14 +42,7 @@ fn unix(path: &Path, group: &str, group_asked: bool) -> io::Result<Listener> {
     if let Some(parent) = path.parent() {
         std::fs::create_dir_all(parent)?;
     }
-    // A stale socket file is removed only when nobody answers on it.
-    let probe = sys::socket::socket(libc::AF_UNIX, libc::SOCK_STREAM, 0)?;
-    match sys::socket::connect(probe.as_fd(), &address) {
-        Ok(()) => return Err(io::Error::from_raw_os_error(libc::EADDRINUSE)),
-        Err(e) if e.raw_os_error() == Some(libc::ECONNREFUSED) => std::fs::remove_file(path)?,
-        Err(e) if e.kind() == io::ErrorKind::NotFound => {}
-        Err(e) => return Err(e),
-    }
+    remove_stale(path, &address)?;
     let gid = match group_id(group) {
         Some(gid) => Some(gid),
         None if group_asked && !group.is_empty() => {
@@ -69,6 +62,21 @@ fn unix(path: &Path, group: &str, group_asked: bool) -> io::Result<Listener> {
     }
     sys::socket::listen(socket.as_fd(), BACKLOG)?;
     Ok(Listener { socket, tcp: false, path: Some(path.to_path_buf()), name: format!("unix://{}", path.display()), port: None })
+}
+
+/// Removes a socket file on which nobody listens. A daemon that was killed may be survived for a moment by a child that was
+/// just being forked and still holds its listener: that one is waited for, a second at most.
+fn remove_stale(path: &Path, address: &SockAddr) -> io::Result<()> {
+    for _ in 0..50 {
+        let probe = sys::socket::socket(libc::AF_UNIX, libc::SOCK_STREAM, 0)?;
+        match sys::socket::connect(probe.as_fd(), address) {
+            Ok(()) => std::thread::sleep(std::time::Duration::from_millis(20)),
+            Err(e) if e.raw_os_error() == Some(libc::ECONNREFUSED) => return std::fs::remove_file(path),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+            Err(e) => return Err(e),
+        }
+    }
+    Err(io::Error::from_raw_os_error(libc::EADDRINUSE))
 }
 
 /// A group's number from /etc/group, or the number itself. Read by hand: a static binary must not load NSS modules.

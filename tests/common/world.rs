@@ -5,6 +5,7 @@ use super::{image, leftovers};
 use coracle::sys::process::kill;
 use serde_json::{Value, json};
 use std::fs;
+use std::io::{Read, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::ExitStatusExt;
@@ -143,7 +144,7 @@ impl Daemon {
     #[track_caller]
     fn wait_ready(&mut self) {
         let end = Instant::now() + Duration::from_secs(20);
-        while UnixStream::connect(&self.world.socket).is_err() {
+        while !self.answers() {
             if let Some(status) = self.child.as_mut().and_then(|child| child.try_wait().ok().flatten()) {
                 self.child = None;
                 panic!("the daemon ended before its socket was there: {status}");
@@ -151,6 +152,19 @@ impl Daemon {
             assert!(Instant::now() < end, "no socket within 20 s");
             std::thread::sleep(Duration::from_millis(2));
         }
+    }
+
+    /// Whether a daemon answers. A connection alone is no sign: a child of one that was killed may hold its listener for a moment.
+    fn answers(&self) -> bool {
+        let ask = || -> std::io::Result<bool> {
+            let mut socket = UnixStream::connect(&self.world.socket)?;
+            socket.set_read_timeout(Some(Duration::from_millis(500)))?;
+            socket.write_all(b"GET /_ping HTTP/1.0\r\n\r\n")?;
+            let mut first = [0; 5];
+            socket.read_exact(&mut first)?;
+            Ok(&first == b"HTTP/")
+        };
+        ask().unwrap_or(false)
     }
 
     pub fn pid(&self) -> i32 {
@@ -210,7 +224,7 @@ impl Daemon {
     #[track_caller]
     pub fn wait_ready_or_exit(&mut self) -> bool {
         super::eventually("a socket or an end", Duration::from_secs(20), || {
-            if UnixStream::connect(&self.world.socket).is_ok() {
+            if self.answers() {
                 return Some(true);
             }
             (!self.is_running()).then_some(false)

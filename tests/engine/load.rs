@@ -63,7 +63,10 @@ fn two_hundred_containers_in_a_row_leave_nothing() {
     while last.as_ref() != Some(&before) {
         assert!(Instant::now() < end, "{last:?}, not {before:?}");
         std::thread::sleep(Duration::from_millis(20));
-        last = Some(holdings(&daemon));
+        let mut now = holdings(&daemon);
+        // Fewer than at first is as well: a connection may have been open when they were counted.
+        now.descriptors = now.descriptors.max(before.descriptors);
+        last = Some(now);
     }
     assert_eq!(daemon.get("/containers/json?all=1").expect(200).json(), json!([]));
 }
