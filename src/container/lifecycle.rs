@@ -52,11 +52,26 @@ impl Daemon {
         let Some(container) = self.containers.get(id) else { return };
         let mounted = self.mounted_volumes(&container.record);
         if mounted.is_empty() {
-            return self.launch_container(id);
+            return self.begin_scope(id);
         }
         let target = id.clone();
         self.mount_volumes(
             mounted,
+            Box::new(move |daemon, result| match result {
+                Ok(()) => daemon.begin_scope(&target),
+                Err(error) => daemon.finish_failed_start(&target, error, 128),
+            }),
+        );
+    }
+
+    /// With the systemd driver the container's unit comes before the container.
+    fn begin_scope(&mut self, id: &Id) {
+        if !self.needs_scope() {
+            return self.launch_container(id);
+        }
+        let target = id.clone();
+        self.start_scope(
+            id,
             Box::new(move |daemon, result| match result {
                 Ok(()) => daemon.launch_container(&target),
                 Err(error) => daemon.finish_failed_start(&target, error, 128),
@@ -125,6 +140,10 @@ impl Daemon {
 
     /// The child has made its mounts and waits: its network is finished before it goes on.
     pub(crate) fn on_ready_for_go(&mut self, number: u64) {
+        if let Some(super::process::Process { owner: super::process::Owner::Container(id), .. }) = self.processes.get(&number) {
+            let id = id.clone();
+            self.let_scope_go(&id);
+        }
         self.attach_container_network(number);
     }
 

@@ -35,6 +35,7 @@ pub mod remove;
 pub mod report;
 pub mod rootfs;
 pub mod save;
+mod scope;
 pub mod seccomp;
 pub mod security_opt;
 pub mod select;

@@ -229,6 +229,7 @@ impl Daemon {
 
     /// Gives back what a start took: the cgroup; the rest goes with the namespaces.
     pub(super) fn release_container_resources(&mut self, id: &Id) {
+        self.let_scope_go(id);
         self.release_network(id);
         if let Some(container) = self.containers.get(id) {
             let mounted = self.mounted_volumes(&container.record);

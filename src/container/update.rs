@@ -47,6 +47,7 @@ impl Daemon {
         if let Some(group) = self.running_cgroups.get_mut(id) {
             group.update(&had, &merged).map_err(|e| Error::new(Kind::System, format!("Cannot update container {id}: {}", e.message)))?;
         }
+        self.tell_scope(id, &merged);
         let container = self.containers.find_mut(id)?;
         container.record.host.resources = merged;
         if !policy.name.is_empty() {

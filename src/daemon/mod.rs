@@ -133,6 +133,8 @@ pub struct Daemon {
     /// `None` where the host has no cgroups.
     pub(crate) cgroups: Option<Cgroups>,
     pub(crate) running_cgroups: HashMap<Id, Cgroup>,
+    /// What keeps a started systemd scope alive until its container is in it.
+    pub(crate) scope_holders: HashMap<Id, OwnedFd>,
     pub(crate) dying_cgroups: HashMap<u64, (Cgroup, u32)>,
     pub(crate) unique_trash: u64,
     pub(crate) children: Children,

@@ -145,6 +145,7 @@ fn start(options: Options) -> Result<Daemon, String> {
         apparmor: crate::container::confine::prepare_apparmor(),
         cgroups,
         running_cgroups: HashMap::new(),
+        scope_holders: HashMap::new(),
         dying_cgroups: HashMap::new(),
         unique_trash: 0,
         poller,

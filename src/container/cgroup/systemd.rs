@@ -41,6 +41,8 @@ impl Scope {
             ("Slice", Property::Text(slice.to_owned())),
             ("Delegate", Property::Flag(true)),
             ("DefaultDependencies", Property::Flag(false)),
+            // A scope whose process was killed counts as failed, and would stay.
+            ("CollectMode", Property::Text("inactive-or-failed".to_owned())),
         ];
         let accounting = if v2 { "IOAccounting" } else { "BlockIOAccounting" };
         for name in ["MemoryAccounting", "CPUAccounting", "TasksAccounting", accounting] {
