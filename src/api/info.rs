@@ -87,7 +87,7 @@ pub fn info(daemon: &mut Daemon, request: &Request) -> Result<Reply> {
             ["Supports d_type", "true"], ["Using metacopy", "false"], ["Native Overlay Diff", "true"], ["userxattr", "false"],
         ],
         "DockerRootDir": daemon.data_root,
-        "Plugins": {"Volume": ["local"], "Network": networks, "Authorization": null, "Log": ["json-file", "local", "none"]},
+        "Plugins": {"Volume": ["local"], "Network": networks, "Authorization": null, "Log": ["json-file", "none"]},
         "IPv4Forwarding": kernel("../net/ipv4/ip_forward") == "1",
         "Debug": options.flag("debug"),
         "NFd": std::fs::read_dir("/proc/self/fd").map_or(0, Iterator::count),

@@ -202,7 +202,10 @@ fn mount_spec(mount: &MountSpec) -> Result<()> {
 fn log_config(host: &HostConfig) -> Result<()> {
     let log = &host.log_config;
     match log.kind.as_str() {
-        "" | "json-file" | "none" | "local" | "syslog" | "journald" | "gelf" | "fluentd" => {}
+        "" | "json-file" | "none" => {}
+        "local" | "syslog" | "journald" | "gelf" | "fluentd" | "awslogs" | "splunk" | "gcplogs" | "etwlogs" => {
+            return Err(Error::not_implemented(format!("log driver {} is not supported by this engine", log.kind)));
+        }
         other => {
             return Err(Error::invalid(format!("error looking up logging plugin {other}: plugin \"{other}\" not found")));
         }
@@ -276,6 +279,12 @@ mod tests {
         assert!(refused(|h| h.isolation = "hyperv".into()).contains("invalid isolation"));
         assert!(refused(|h| h.dns = Some(vec!["1.1.1.1\n".into()])).contains("invalid IP address"));
         assert!(refused(|h| h.extra_hosts = Some(vec!["a:1.1.1.1\nb".into()])).contains("control character"));
+    }
+
+    #[test]
+    fn log_drivers_that_are_not_there_are_refused_by_name() {
+        assert_eq!(refused(|h| h.log_config.kind = "syslog".into()), "log driver syslog is not supported by this engine");
+        assert!(refused(|h| h.log_config.kind = "nope".into()).contains("plugin \"nope\" not found"));
     }
 
     #[test]

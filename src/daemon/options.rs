@@ -124,6 +124,9 @@ impl Options {
         if super::logger::level(options.text("log-level")).is_none() {
             return Err(format!("invalid logging level: {}", options.text("log-level")));
         }
+        if !matches!(options.text("log-driver"), "json-file" | "none") {
+            return Err(format!("log driver {} is not supported by this engine", options.text("log-driver")));
+        }
         Ok(options)
     }
 
