@@ -124,6 +124,11 @@ impl Options {
         if super::logger::level(options.text("log-level")).is_none() {
             return Err(format!("invalid logging level: {}", options.text("log-level")));
         }
+        // Before anything is made: a daemon that can't listen must leave no bridge behind.
+        let known = |host: &&String| host.split_once("://").is_none_or(|(scheme, _)| matches!(scheme, "unix" | "tcp" | "fd"));
+        if let Some(host) = options.list("host").iter().find(|host| !known(host)) {
+            return Err(format!("invalid bind address ({host}): should be unix://, tcp:// or fd://"));
+        }
         if !matches!(options.text("log-driver"), "json-file" | "none") {
             return Err(format!("log driver {} is not supported by this engine", options.text("log-driver")));
         }
